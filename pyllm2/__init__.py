@@ -1,0 +1,47 @@
+"""pyllm2: one specification of a language model, in NumPy, and the rivals that agree with it.
+
+    import pyllm2
+    model = pyllm2.load("stories260K.bin", tokenizer="tok512.bin")
+    for token in model.generate("Once upon a time", max_new_tokens=50, temperature=0):
+        print(token.bytes.decode(errors="replace"), end="")
+
+The letters, used everywhere, in code, docstrings and errors:
+
+    B  batch              C    channels (dim)                 L    layers
+    T  tokens in a call   F    feed-forward width (hidden_dim)  V    vocabulary
+    S  context length     NH   query heads                    hs   head size, C / NH
+    P  positions so far   NKV  key/value heads                OC   output channels
+
+Importing this starts nothing heavy: NumPy is loaded by the first `load`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyllm2.errors import PyLLM2Error, PyLLM2Warning
+
+if TYPE_CHECKING:
+    from pyllm2.generate import Token
+    from pyllm2.language_model import LanguageModel, load
+
+__version__ = "0.1.0"
+__all__ = ["LanguageModel", "PyLLM2Error", "PyLLM2Warning", "Token", "__version__", "load"]
+
+_LAZY = {
+    "load": "pyllm2.language_model",
+    "LanguageModel": "pyllm2.language_model",
+    "Token": "pyllm2.generate",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'pyllm2' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

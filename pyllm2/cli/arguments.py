@@ -1,0 +1,152 @@
+"""The modern commands' flags: names, ranges, defaults and help. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import NoReturn
+
+from pyllm2 import __version__, backends
+from pyllm2.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a usage error is our one line and `--temp` is not `--temperature`."""
+
+    def error(self, message: str) -> NoReturn:
+        message = message.removeprefix("argument ")
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def temperature(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number ≥ 0")
+    return value
+
+
+def top_p(text: str) -> float:
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 0 < p ≤ 1")
+    return value
+
+
+def seed(text: str) -> int:
+    value = _whole(text)
+    if not 0 <= value < 2**64:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 0 to 2^64 - 1")
+    return value
+
+
+def count(text: str) -> int:
+    value = _whole(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number ≥ 0")
+    return value
+
+
+def positive(text: str) -> int:
+    value = _whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number ≥ 1")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan  # outside every range above
+
+
+def _whole(text: str) -> int:
+    """Digits with a sign at most: int() would take `1_000` and Arabic digits too."""
+    digits = text.removeprefix("-")
+    if digits.isascii() and digits.isdigit() and len(digits) <= 30:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number")
+
+
+def parser_of() -> Parser:
+    """The parser of every command but `run`, which has the original's own grammar."""
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = Parser(
+        prog="pyllm2",
+        description="Llama-2 inference: a readable NumPy specification and its rivals.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"pyllm2 {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+
+    def command(name: str, summary: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            allow_abbrev=False,
+            formatter_class=formatter,
+        )
+
+    commands.add_parser("run", help="drop-in for llama2.c's run: pyllm2 run MODEL [-t -p -s -n …]")
+
+    generate = command("generate", "continue a prompt")
+    _add_model(generate)
+    source = generate.add_mutually_exclusive_group()
+    source.add_argument("--prompt", default="", metavar="TEXT", help="what to continue")
+    source.add_argument(
+        "--prompt-file", metavar="FILE", help="read the prompt from a file; - is stdin"
+    )
+    _add_sampling(generate)
+    generate.add_argument(
+        "--max-new-tokens", type=count, default=256, metavar="N", help="stop after so many"
+    )
+    generate.add_argument(
+        "--ignore-eos", action="store_true", help="go on past the model's end of text"
+    )
+    generate.add_argument("--no-echo", action="store_true", help="print only what is new")
+
+    chat = command("chat", "talk to a chat-tuned model in Llama-2's format")
+    _add_model(chat)
+    chat.add_argument("--system", default="", metavar="TEXT", help="the system prompt")
+    chat.add_argument("--prompt", metavar="TEXT", help="the first message; the rest from stdin")
+    _add_sampling(chat)
+    chat.add_argument(
+        "--max-new-tokens", type=count, default=1024, metavar="N", help="longest single reply"
+    )
+
+    tokenize = command("tokenize", "show the ids of a text, or the text of ids")
+    tokenize.add_argument("text", nargs="?", metavar="TEXT", help="text, or ids with --decode")
+    tokenize.add_argument("--tokenizer", required=True, metavar="FILE", help="see generate")
+    tokenize.add_argument("--text-file", metavar="FILE", help="read it from a file; - is stdin")
+    tokenize.add_argument("--decode", action="store_true", help="ids in, text out")
+    tokenize.add_argument("--pieces", action="store_true", help="one line a token: id and piece")
+    tokenize.add_argument("--no-bos", action="store_true", help="leave out the begin-of-text id")
+    tokenize.add_argument("--eos", action="store_true", help="add the end-of-text id")
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a llama2.c checkpoint")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="FILE",
+        help="tokenizer.bin or SentencePiece .model; by default tokenizer.bin beside MODEL "
+        "or in the current folder",
+    )
+    parser.add_argument("--backend", choices=backends.NAMES, help="by default the best there is")
+    parser.add_argument("--threads", type=positive, metavar="N", help="by default all processors")
+    parser.add_argument("--mmap", action="store_true", help="map the weights instead of reading")
+    parser.add_argument(
+        "--context", type=positive, metavar="N", help="use fewer positions than the model has"
+    )
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--temperature", type=temperature, default=1.0, metavar="T", help="0 is greedy"
+    )
+    parser.add_argument("--top-p", type=top_p, default=0.9, metavar="P", help="1 keeps every token")
+    parser.add_argument(
+        "--seed", type=seed, metavar="N", help="0 to 2^64 - 1; by default a new one, said on stderr"
+    )

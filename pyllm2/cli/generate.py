@@ -1,0 +1,54 @@
+"""`pyllm2 generate`: continue a prompt, streaming."""
+
+from __future__ import annotations
+
+import argparse
+
+from pyllm2.cli.common import (
+    Clock,
+    argument_bytes,
+    open_model,
+    pick_seed,
+    positions_of,
+    read_bytes,
+    say,
+)
+from pyllm2.cli.output import Output
+from pyllm2.errors import ContextError
+from pyllm2.generate import generate_ids
+from pyllm2.llama2.tokenizer import BOS, EOS
+from pyllm2.sampling import Sampler
+
+
+def main(options: argparse.Namespace) -> int:
+    output = Output()
+    model = open_model(options)
+    if options.prompt_file is not None:
+        prompt = read_bytes(options.prompt_file)
+    else:
+        prompt = argument_bytes(options.prompt)
+    ids = model.tokenizer.encode(prompt)
+
+    S = positions_of(options, model)
+    if len(ids) > S:
+        raise ContextError(f"prompt is {len(ids)} tokens, context is {S}")
+    session = model.start(min(S, len(ids) + options.max_new_tokens))
+    seed = pick_seed(options)
+    sampler = Sampler(options.temperature, options.top_p, seed)
+    stop = (BOS,) if options.ignore_eos else (BOS, EOS)
+
+    if not options.no_echo:
+        output.write(prompt)
+    clock = Clock(session, len(ids))
+    last = ids[-1]
+    try:
+        for token in generate_ids(session, ids, sampler, options.max_new_tokens, stop):
+            clock.tick()
+            output.write(model.tokenizer.decode_one(token, at_start=last == BOS))
+            last = token
+    finally:
+        output.write(b"\n", end=True)
+    if session.room == 0 and clock.tokens < options.max_new_tokens:
+        say(f"the context of {S} tokens is full: stopped after {clock.tokens} new tokens")
+    clock.report(seed)
+    return 0

@@ -1,0 +1,1 @@
+"""Bytes to named arrays and back. Nothing here knows what a model computes."""

@@ -1,0 +1,86 @@
+"""Opening a file that may be anything.
+
+The order of work is the same for every format: open, check that it is a regular file, read a
+small head, let the format compute with Python integers what the whole must measure, compare,
+and only then read (or map) the rest.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyllm2.errors import FileError
+
+HEAD_BYTES = 4096
+
+_KINDS_OF_NON_FILES = [
+    (stat.S_ISDIR, "is a folder"),
+    (stat.S_ISFIFO, "is a FIFO (named pipe)"),
+    (stat.S_ISSOCK, "is a socket"),
+    (stat.S_ISCHR, "is a character device"),
+    (stat.S_ISBLK, "is a block device"),
+]
+
+
+class Source:
+    """An open regular file: its path, its size, its first bytes; the rest on demand."""
+
+    def __init__(self, path: str, file: FileIO, size: int, head: bytes) -> None:
+        self.path, self.file, self.size, self.head = path, file, size, head
+
+    def read_all(self, memory_map: bool = False) -> NDArray[np.uint8]:
+        """The whole file as one read-only array of bytes.
+
+        By default a copy in memory, which later changes to the file cannot touch. With
+        `memory_map` the operating system pages it in as it is used: quicker to start and shared
+        between processes, but a file truncated meanwhile kills the process (SIGBUS).
+        """
+        if memory_map and self.size:
+            view = mmap.mmap(self.file.fileno(), self.size, access=mmap.ACCESS_READ)
+            return np.frombuffer(view, dtype=np.uint8)
+        try:
+            data = np.empty(self.size, dtype=np.uint8)
+        except MemoryError:
+            raise FileError(
+                self.path, f"{self.size} bytes do not fit in memory: map the file instead"
+            ) from None
+        self.file.seek(0)
+        got = self.file.readinto(data.data)
+        if got != self.size:
+            raise FileError(self.path, f"{self.size} bytes when opened, {got} when read")
+        data.flags.writeable = False
+        return data
+
+
+@contextmanager
+def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
+    """Open a regular file for reading.
+
+    Raises FileError with the operating system's reason, or with what the path is instead of a file.
+    """
+    name = os.fspath(path)
+    try:
+        # O_NONBLOCK: opening a FIFO that nobody writes to would otherwise wait for ever.
+        descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        raise FileError(name, (error.strerror or str(error)).lower()) from None
+    except ValueError:
+        raise FileError(name, "not a path: it contains a zero byte") from None
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        status = os.fstat(descriptor)
+        for is_kind, words in _KINDS_OF_NON_FILES:
+            if is_kind(status.st_mode):
+                raise FileError(name, f"{words}, expected a regular file")
+        try:
+            head = file.read(HEAD_BYTES)
+        except OSError as error:
+            raise FileError(name, (error.strerror or str(error)).lower()) from None
+        yield Source(name, file, status.st_size, head)

@@ -1,0 +1,147 @@
+"""The model: weights, the key/value cache, and `forward`, written once for every backend.
+
+It is handed an ops module (`pyllm2.llama2.ops`, or a rival with the same names) and reads like
+the diagram: embedding, then per layer attention and feed-forward around a residual stream, then
+the final norm and the classifier.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyllm2.llama2.config import Llama2Config
+
+Array = NDArray[np.float32]
+
+
+class Ops(Protocol):
+    """What a backend provides: the functions of `pyllm2.llama2.ops`, under the same names."""
+
+    embedding: Any
+    rmsnorm: Any
+    matmul: Any
+    rope_tables: Any
+    rope: Any
+    attention: Any
+    swiglu: Any
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Every learned array, one slice a layer. Matrices are (out, in)."""
+
+    token_embedding: Array  # (V, C)
+    attention_norm: Array  # (L, C)
+    wq: Array  # (L, NH·hs, C)
+    wk: Array  # (L, NKV·hs, C)
+    wv: Array  # (L, NKV·hs, C)
+    wo: Array  # (L, C, NH·hs)
+    ffn_norm: Array  # (L, C)
+    w1: Array  # (L, F, C)   gate
+    w2: Array  # (L, C, F)   down
+    w3: Array  # (L, F, C)   up
+    final_norm: Array  # (C,)
+    classifier: Array | None = None  # (V, C); None: shared with token_embedding
+
+
+class KVCache:
+    """Keys (already rotated) and values of every position so far, and the RoPE tables.
+
+    The one thing that `forward` writes into. Room for `positions` positions; one conversation.
+    """
+
+    def __init__(self, config: Llama2Config, positions: int, ops: Ops) -> None:
+        shape = (config.n_layers, positions, config.n_kv_heads, config.head_size)
+        self.keys: Array = np.zeros(shape, dtype=np.float32)  # (L, positions, NKV, hs)
+        self.values: Array = np.zeros(shape, dtype=np.float32)
+        self.cos, self.sin = ops.rope_tables(positions, config.head_size)  # (positions, hs/2)
+
+    @staticmethod
+    def nbytes(config: Llama2Config, positions: int) -> int:
+        """What the constructor will allocate, temporaries of the tables included."""
+        per_position = 8 * config.n_layers * config.kv_dim + 16 * config.head_size
+        return positions * per_position
+
+    @property
+    def positions(self) -> int:
+        return int(self.keys.shape[1])
+
+
+class Llama2:
+    """A Llama-2: a shape, its weights, and the ops that run it."""
+
+    def __init__(self, config: Llama2Config, weights: Weights, ops: Ops) -> None:
+        self.config, self.weights, self.ops = config, weights, ops
+
+    def new_cache(self, positions: int) -> KVCache:
+        return KVCache(self.config, positions, self.ops)
+
+    def forward(
+        self, tokens: NDArray[np.integer], pos: int, cache: KVCache, last_only: bool = False
+    ) -> Array:
+        """Feed tokens at positions pos, pos+1, …: one token (decoding) or a whole prompt.
+
+        tokens: (T,) ids in [0, V)   cache: filled for all positions before pos
+        ->   logits after each token, (T, V); with `last_only` after the last one, (1, V)
+        """
+        x = self.ops.embedding(tokens, self.weights.token_embedding)  # (T, C)
+        for layer in range(self.config.n_layers):
+            x = x + self.attention_block(x, layer, pos, cache)
+            x = x + self.ffn_block(x, layer)
+        if last_only:
+            x = x[-1:]
+        return self.classify(x)
+
+    def attention_block(self, x: Array, layer: int, pos: int, cache: KVCache) -> Array:
+        """Norm, project to queries, keys and values, rotate, remember, attend, project back.
+
+        x: (T, C)   ->   (T, C)
+        """
+        ops, w, config = self.ops, self.weights, self.config
+        T, NH, NKV, hs = len(x), config.n_heads, config.n_kv_heads, config.head_size
+        P = pos + T
+        cos, sin = cache.cos[pos:P], cache.sin[pos:P]
+
+        y = ops.rmsnorm(x, w.attention_norm[layer])
+        q = ops.matmul(y, w.wq[layer]).reshape(T, NH, hs)
+        k = ops.matmul(y, w.wk[layer]).reshape(T, NKV, hs)
+        v = ops.matmul(y, w.wv[layer]).reshape(T, NKV, hs)
+        q = ops.rope(q, cos, sin)
+        cache.keys[layer, pos:P] = ops.rope(k, cos, sin)
+        cache.values[layer, pos:P] = v
+        out = ops.attention(q, cache.keys[layer, :P], cache.values[layer, :P])  # (T, C)
+        return ops.matmul(out, w.wo[layer])
+
+    def ffn_block(self, x: Array, layer: int) -> Array:
+        """Norm, widen to F twice (gate and up), multiply, narrow. x: (T, C)   ->   (T, C)"""
+        ops, w = self.ops, self.weights
+        y = ops.rmsnorm(x, w.ffn_norm[layer])
+        z = ops.swiglu(ops.matmul(y, w.w1[layer]), ops.matmul(y, w.w3[layer]))  # (T, F)
+        return ops.matmul(z, w.w2[layer])
+
+    def classify(self, x: Array) -> Array:
+        """Final norm and one logit for every id of the vocabulary. x: (T, C)   ->   (T, V)"""
+        w = self.weights
+        classifier = w.token_embedding if w.classifier is None else w.classifier
+        return self.ops.matmul(self.ops.rmsnorm(x, w.final_norm), classifier)
+
+    def where_not_finite(self, tokens: NDArray[np.integer], pos: int, cache: KVCache) -> str:
+        """The first place at which feeding these tokens gives NaN or infinity, for the message.
+
+        The residual stream never recovers from either, so it is enough to look after each block.
+        """
+        x = self.ops.embedding(tokens, self.weights.token_embedding)
+        if not np.isfinite(x).all():
+            return "embedding"
+        for layer in range(self.config.n_layers):
+            x = x + self.attention_block(x, layer, pos, cache)
+            if not np.isfinite(x).all():
+                return f"layer {layer}, attention"
+            x = x + self.ffn_block(x, layer)
+            if not np.isfinite(x).all():
+                return f"layer {layer}, feed-forward"
+        return "final norm and classifier"

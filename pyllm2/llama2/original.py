@@ -1,0 +1,68 @@
+"""What only the drop-in `run` needs: the original's ways that the rest of pyllm2 mends.
+
+Each is described where it differs; `tests` hold them to recorded runs of the original.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from pyllm2.errors import NotFiniteError
+from pyllm2.llama2.tokenizer import BOS, Tokenizer
+from pyllm2.sampling import Array, Sampler, argmax, multinomial, probabilities, sample_top_p
+
+# A raw-byte piece as scanf("<0x%02hhx>") sees it: white space is skipped, then at most two
+# characters of an optional sign and hex digits; what follows is not looked at.
+_LAX_BYTE = re.compile(rb"<0x[ \t\n\v\f\r]*(?:([+-][0-9A-Fa-f])|([0-9A-Fa-f]{1,2}))")
+_PRINTABLE_ALONE = frozenset(range(0x20, 0x7F)) | frozenset(b"\t\n\v\f\r")
+
+
+def piece_bytes(tokenizer: Tokenizer, previous: int, token: int) -> bytes:
+    """The piece of a token as the original decodes it, before the print filter.
+
+    After BOS one leading space goes. Byte 0x00 gives nothing; a NUL cuts the piece.
+    """
+    piece = tokenizer.pieces[token]
+    if previous == BOS and piece[:1] == b" ":
+        piece = piece[1:]
+    match = _LAX_BYTE.match(piece)
+    if match:
+        piece = bytes([int(match[1] or match[2], 16) % 256])
+    return piece.split(b"\0", 1)[0]
+
+
+def shown(piece: bytes) -> bytes:
+    """What the original prints of a piece: a single byte only if it is printable ASCII or space.
+
+    So a character that is split into byte tokens never appears.
+    """
+    return b"" if len(piece) == 1 and piece[0] not in _PRINTABLE_ALONE else piece
+
+
+class OriginalSampler(Sampler):
+    """`Sampler`, with the original's answers where ours refuses or mends.
+
+    seed: the generator's state as it is. Multinomial draws give the last id where the running sum
+    stays below the coin, even if its probability is zero, and so whenever probabilities are NaN.
+    Top-p over NaN reads stray memory in the original: refused.
+    """
+
+    def __init__(self, temperature: float, top_p: float, seed: int) -> None:
+        super().__init__(temperature, top_p, seed)
+        self.rng.state = seed
+
+    def __call__(self, logits: Array) -> int:
+        if self.temperature == 0:
+            return argmax(logits)
+        p = probabilities(logits, float(self.temperature))
+        coin = self.rng.next_float()
+        if self.top_p <= 0 or self.top_p >= 1:
+            return len(p) - 1 if np.isnan(p[0]) else multinomial(p, coin)
+        if np.isnan(p[0]) or np.isnan(self.top_p):
+            raise NotFiniteError(
+                f"-t {self.temperature:g} with -p {self.top_p:g}: top-p needs probabilities that "
+                "are numbers (the original reads stray memory)"
+            )
+        return sample_top_p(p, float(self.top_p), coin)
