@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 
 from pyllm2.cli.arguments import Parser, parser_of
-from pyllm2.errors import PyLLM2Error, PyLLM2Warning
+from pyllm2.errors import PyLLM2Error, PyLLM2Warning, printable
 
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _forget_stdout()
         return EXIT_CLOSED_PIPE
     except PyLLM2Error as error:
-        _say(f"pyllm2: error: {error}")
+        _say(f"pyllm2: error: {printable(str(error))}")  # one line, whatever an argument holds
         return error.exit_code
     except MemoryError:
         _say("pyllm2: error: not enough memory")

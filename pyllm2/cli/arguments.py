@@ -70,7 +70,6 @@ def _whole(text: str) -> int:
 
 def parser_of() -> Parser:
     """The parser of every command but `run`, which has the original's own grammar."""
-    formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = Parser(
         prog="pyllm2",
         description="Llama-2 inference: a readable NumPy specification and its rivals.",
@@ -85,7 +84,6 @@ def parser_of() -> Parser:
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
             allow_abbrev=False,
-            formatter_class=formatter,
         )
 
     commands.add_parser("run", help="drop-in for llama2.c's run: pyllm2 run MODEL [-t -p -s -n …]")
@@ -93,13 +91,19 @@ def parser_of() -> Parser:
     generate = command("generate", "continue a prompt")
     _add_model(generate)
     source = generate.add_mutually_exclusive_group()
-    source.add_argument("--prompt", default="", metavar="TEXT", help="what to continue")
+    source.add_argument(
+        "--prompt", default="", metavar="TEXT", help="what to continue, default nothing"
+    )
     source.add_argument(
         "--prompt-file", metavar="FILE", help="read the prompt from a file; - is stdin"
     )
     _add_sampling(generate)
     generate.add_argument(
-        "--max-new-tokens", type=count, default=256, metavar="N", help="stop after so many"
+        "--max-new-tokens",
+        type=count,
+        default=256,
+        metavar="N",
+        help="stop after so many, default %(default)s",
     )
     generate.add_argument(
         "--ignore-eos", action="store_true", help="go on past the model's end of text"
@@ -108,11 +112,17 @@ def parser_of() -> Parser:
 
     chat = command("chat", "talk to a chat-tuned model in Llama-2's format")
     _add_model(chat)
-    chat.add_argument("--system", default="", metavar="TEXT", help="the system prompt")
+    chat.add_argument(
+        "--system", default="", metavar="TEXT", help="the system prompt, default none"
+    )
     chat.add_argument("--prompt", metavar="TEXT", help="the first message; the rest from stdin")
     _add_sampling(chat)
     chat.add_argument(
-        "--max-new-tokens", type=count, default=1024, metavar="N", help="longest single reply"
+        "--max-new-tokens",
+        type=count,
+        default=1024,
+        metavar="N",
+        help="longest single reply, default %(default)s",
     )
 
     tokenize = command("tokenize", "show the ids of a text, or the text of ids")
@@ -144,9 +154,19 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--temperature", type=temperature, default=1.0, metavar="T", help="0 is greedy"
+        "--temperature",
+        type=temperature,
+        default=1.0,
+        metavar="T",
+        help="0 is greedy, default %(default)s",
     )
-    parser.add_argument("--top-p", type=top_p, default=0.9, metavar="P", help="1 keeps every token")
+    parser.add_argument(
+        "--top-p",
+        type=top_p,
+        default=0.9,
+        metavar="P",
+        help="1 keeps every token, default %(default)s",
+    )
     parser.add_argument(
         "--seed", type=seed, metavar="N", help="0 to 2^64 - 1; by default a new one, said on stderr"
     )

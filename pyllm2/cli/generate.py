@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from itertools import chain, islice
 
 from pyllm2.cli.common import (
     Clock,
@@ -37,12 +38,14 @@ def main(options: argparse.Namespace) -> int:
     sampler = Sampler(options.temperature, options.top_p, seed)
     stop = (BOS,) if options.ignore_eos else (BOS, EOS)
 
+    clock = Clock(session, len(ids))
+    tokens = generate_ids(session, ids, sampler, options.max_new_tokens, stop)
+    first = list(islice(tokens, 1))  # before the echo: a model that is refused prints nothing
     if not options.no_echo:
         output.write(prompt)
-    clock = Clock(session, len(ids))
     last = ids[-1]
     try:
-        for token in generate_ids(session, ids, sampler, options.max_new_tokens, stop):
+        for token in chain(first, tokens):
             clock.tick()
             output.write(model.tokenizer.decode_one(token, at_start=last == BOS))
             last = token

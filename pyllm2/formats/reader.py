@@ -74,11 +74,12 @@ def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
         raise FileError(name, (error.strerror or str(error)).lower()) from None
     except ValueError:
         raise FileError(name, "not a path: it contains a zero byte") from None
+    status = os.fstat(descriptor)
+    for is_kind, words in _KINDS_OF_NON_FILES:
+        if is_kind(status.st_mode):
+            os.close(descriptor)  # fdopen would refuse a folder in its own words
+            raise FileError(name, f"{words}, expected a regular file")
     with os.fdopen(descriptor, "rb", buffering=0) as file:
-        status = os.fstat(descriptor)
-        for is_kind, words in _KINDS_OF_NON_FILES:
-            if is_kind(status.st_mode):
-                raise FileError(name, f"{words}, expected a regular file")
         try:
             head = file.read(HEAD_BYTES)
         except OSError as error:

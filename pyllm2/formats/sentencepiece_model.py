@@ -70,4 +70,5 @@ def to_vocabulary(model: Any) -> Vocabulary:
     ordinary = [p for p in pieces[3:] if p.strip() and b"  " not in p]
     longest = sorted(ordinary, key=lambda p: (-len(p), p))[:N_EXAMPLES]
     texts = [piece.decode().strip() for piece in longest]
+    texts += [" ".join(texts[i::10]) for i in range(10)]
     return Vocabulary(pieces, scores, [], [(text, list(model.encode(text))) for text in texts])

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pyllm2.errors import FileError, FormatError
+from pyllm2.formats.kinds import kind_of
 from pyllm2.formats.reader import Source
 from pyllm2.formats.writer import atomic_write
 
@@ -68,6 +69,9 @@ def read_vocabulary(
     of = "" if vocab_size is None else f" of {vocab_size}"
     while at < len(data) and not (lenient and len(pieces) == vocab_size):
         i = len(pieces)
+        if i == vocab_size and len(data) - at < _RECORD.size:
+            left = len(data) - at
+            raise FormatError(path, f"{left} bytes (byte {at}) after the last of {i} tokens")
         if len(data) - at < _RECORD.size:
             raise FormatError(
                 path, f"token {i}{of} (byte {at}): {len(data) - at} bytes left, "
@@ -75,6 +79,10 @@ def read_vocabulary(
             )  # fmt: skip
         score, length = _RECORD.unpack_from(data, at)
         left = len(data) - at - _RECORD.size
+        if i == 0 and not 0 < length <= left:  # the first record makes no sense: another file?
+            kind = kind_of(source.head)
+            if kind is not None and source.head[12:17] != b"<unk>":
+                raise FileError(path, f"looks like {kind}")
         if math.isnan(score):
             raise FormatError(path, f"token {i}{of}: score = nan (byte {at}): must be a number")
         if length == 0:

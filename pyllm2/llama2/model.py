@@ -27,6 +27,7 @@ class Ops(Protocol):
     rope_tables: Any
     rope: Any
     attention: Any
+    residual: Any
     swiglu: Any
 
 
@@ -56,9 +57,10 @@ class KVCache:
 
     def __init__(self, config: Llama2Config, positions: int, ops: Ops) -> None:
         shape = (config.n_layers, positions, config.n_kv_heads, config.head_size)
-        self.keys: Array = np.zeros(shape, dtype=np.float32)  # (L, positions, NKV, hs)
-        self.values: Array = np.zeros(shape, dtype=np.float32)
         self.cos, self.sin = ops.rope_tables(positions, config.head_size)  # (positions, hs/2)
+        # float32, unless the ops are ones that evaluate in float64 to judge the others.
+        self.keys: Array = np.zeros(shape, dtype=self.cos.dtype)  # (L, positions, NKV, hs)
+        self.values: Array = np.zeros(shape, dtype=self.cos.dtype)
 
     @staticmethod
     def nbytes(config: Llama2Config, positions: int) -> int:
@@ -88,10 +90,11 @@ class Llama2:
         tokens: (T,) ids in [0, V)   cache: filled for all positions before pos
         ->   logits after each token, (T, V); with `last_only` after the last one, (1, V)
         """
-        x = self.ops.embedding(tokens, self.weights.token_embedding)  # (T, C)
+        ops = self.ops
+        x = ops.embedding(tokens, self.weights.token_embedding)  # (T, C)
         for layer in range(self.config.n_layers):
-            x = x + self.attention_block(x, layer, pos, cache)
-            x = x + self.ffn_block(x, layer)
+            x = ops.residual(x, self.attention_block(x, layer, pos, cache))
+            x = ops.residual(x, self.ffn_block(x, layer))
         if last_only:
             x = x[-1:]
         return self.classify(x)
@@ -138,10 +141,10 @@ class Llama2:
         if not np.isfinite(x).all():
             return "embedding"
         for layer in range(self.config.n_layers):
-            x = x + self.attention_block(x, layer, pos, cache)
+            x = self.ops.residual(x, self.attention_block(x, layer, pos, cache))
             if not np.isfinite(x).all():
                 return f"layer {layer}, attention"
-            x = x + self.ffn_block(x, layer)
+            x = self.ops.residual(x, self.ffn_block(x, layer))
             if not np.isfinite(x).all():
                 return f"layer {layer}, feed-forward"
         return "final norm and classifier"

@@ -120,6 +120,14 @@ def attention(q: Array, k: Array, v: Array) -> Array:
     return out.reshape(T, NH * hs)
 
 
+def residual(x: Array, y: Array) -> Array:
+    """What a block adds to the stream that all blocks read and write: x + y.
+
+    x, y: (T, C)   ->   (T, C)
+    """
+    return x + y
+
+
 def swiglu(gate: Array, up: Array) -> Array:
     """The gated activation of the feed-forward block (Shazeer 2020): silu(gate) · up.
 

@@ -1,0 +1,88 @@
+"""The whole model: prefill is decoding, and every backend is where float64 says it should be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyllm2 import backends
+from pyllm2.llama2.model import Llama2
+from pyllm2.testing import model_bound, strategies
+
+
+def ops_of(backend: str) -> Any:
+    reason = backends.why_not(backend)
+    if reason is not None:
+        pytest.skip(f"backend {backend} {reason}")
+    return backends.ops(backend)
+
+
+def step_by_step(model: Llama2, tokens: np.ndarray) -> np.ndarray:
+    cache = model.new_cache(len(tokens))
+    rows = [model.forward(tokens[t : t + 1], t, cache)[0] for t in range(len(tokens))]
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("backend", backends.NAMES)
+@given(data=st.data())
+def test_prefill_of_n_tokens_equals_n_single_steps(backend: str, data: st.DataObject) -> None:
+    """Both lie within the propagated bound of the float64 evaluation of the same model."""
+    model = data.draw(strategies.models(ops_of(backend)))
+    tokens = data.draw(strategies.token_ids(model.config))
+    value, error = model_bound(model, tokens)
+    prefill = model.forward(tokens, 0, model.new_cache(len(tokens)))
+    assert prefill.dtype == np.float32
+    assert (np.abs(prefill - value) <= error).all()
+    assert (np.abs(step_by_step(model, tokens) - value) <= error).all()
+
+
+@pytest.mark.parametrize("backend", backends.NAMES)
+@given(data=st.data())
+def test_a_prompt_may_be_cut_anywhere(backend: str, data: st.DataObject) -> None:
+    """Feeding a text in two pieces gives the last logits of feeding it whole."""
+    model = data.draw(strategies.models(ops_of(backend)))
+    tokens = data.draw(strategies.token_ids(model.config))
+    cut = data.draw(st.integers(0, len(tokens) - 1))
+    value, error = model_bound(model, tokens)
+    cache = model.new_cache(len(tokens))
+    if cut:
+        model.forward(tokens[:cut], 0, cache)
+    last = model.forward(tokens[cut:], cut, cache, last_only=True)
+    assert last.shape == (1, model.config.vocab_size)
+    assert (np.abs(last[0] - value[-1]) <= error[-1]).all()
+
+
+@given(data=st.data())
+def test_future_tokens_do_not_change_the_past(data: st.DataObject) -> None:
+    """Logits at position t depend on tokens up to t only."""
+    model = data.draw(strategies.models())
+    tokens = data.draw(strategies.token_ids(model.config))
+    other = data.draw(strategies.token_ids(model.config))
+    t = data.draw(st.integers(0, len(tokens) - 1))
+    mixed = np.concatenate([tokens[: t + 1], other])[: max(len(tokens), t + 1)]
+    value, error = model_bound(model, tokens)
+    logits = model.forward(mixed, 0, model.new_cache(len(mixed)))
+    assert (np.abs(logits[: t + 1] - value[: t + 1]) <= error[: t + 1]).all()
+
+
+@given(data=st.data())
+def test_positions_already_used_cannot_leak_into_a_new_conversation(data: st.DataObject) -> None:
+    """A cache that was longer gives the same bits when the conversation starts over."""
+    model = data.draw(strategies.models())
+    tokens = data.draw(strategies.token_ids(model.config))
+    cache = model.new_cache(model.config.seq_len)
+    first = model.forward(tokens, 0, cache)
+    np.testing.assert_array_equal(model.forward(tokens, 0, cache), first)
+
+
+@given(data=st.data())
+def test_the_bound_is_small_beside_the_logits(data: st.DataObject) -> None:
+    """A bound that lets anything pass would prove nothing: it stays below a hundredth of them."""
+    model = data.draw(strategies.models())
+    tokens = data.draw(strategies.token_ids(model.config))
+    value, error = model_bound(model, tokens)
+    assert (error <= 1e-2 * np.maximum(1, np.abs(value).max())).all()

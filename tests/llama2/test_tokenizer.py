@@ -1,0 +1,175 @@
+"""Text to ids and back."""
+
+from __future__ import annotations
+
+import io
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from pyllm2.errors import TokenizerError
+from pyllm2.formats.sentencepiece_model import to_vocabulary
+from pyllm2.formats.vocabulary import write_vocabulary
+from pyllm2.llama2.tokenizer import BOS, EOS, Tokenizer, from_vocabulary_file, units
+from pyllm2.testing import strategies
+
+TEXT = """Once upon a time, there was a little girl named Lily. She loved to play outside in the
+park. One day, she saw a big, red ball. 日本語のテキスト、そして 12345 numbers!
+Ein süßes Früchtchen. The naïve café: "Où est-il?" asked Tom. def f(x): return x ** 2  # two  spaces
+"""
+
+
+@st.composite
+def tokenizers(draw: Any) -> Tokenizer:
+    return Tokenizer(*draw(strategies.vocabularies()))
+
+
+anything = st.one_of(strategies.texts.map(str.encode), st.binary(max_size=60))
+
+
+@given(tokenizers(), anything, st.booleans())
+def test_decode_gives_back_what_encode_was_given(t: Tokenizer, data: bytes, bos: bool) -> None:
+    """With byte tokens in the vocabulary any bytes at all survive, invalid UTF-8 and NUL too."""
+    assert t.decode(t.encode(data, bos=bos, eos=True)) == data
+
+
+@given(tokenizers(), strategies.texts)
+def test_decode_gives_back_text(t: Tokenizer, text: str) -> None:
+    """The same for str, through UTF-8."""
+    assert t.decode(t.encode(text)).decode() == text
+
+
+@given(tokenizers(), anything)
+def test_the_fast_merge_is_the_plain_rule(t: Tokenizer, data: bytes) -> None:
+    """Heap and linked list give the ids of scanning for the best pair again and again."""
+    ids = t._characters(data)
+    assert t._merge(ids) == t._merge_naive(ids)
+
+
+@given(tokenizers(), anything)
+def test_no_pair_is_left_to_merge(t: Tokenizer, data: bytes) -> None:
+    """Neighbours in the result never spell another piece."""
+    ids = t.encode(data, bos=False)
+    assert all(t._text_of_merge(a, b) is None for a, b in pairwise(ids))
+
+
+@given(tokenizers(), anything)
+def test_plain_text_never_makes_a_special_token(t: Tokenizer, data: bytes) -> None:
+    """A prompt that spells <s> or <0x0A> is text: specials come from bos= and eos= only."""
+    assert not {0, BOS, EOS} & set(t.encode(data, bos=False))
+
+
+@given(anything)
+def test_units_are_the_bytes_cut(data: bytes) -> None:
+    """Nothing is lost, no unit is longer than four bytes, valid text is cut into characters."""
+    found = units(data)
+    assert b"".join(found) == data
+    assert all(1 <= len(unit) <= 4 for unit in found)
+
+
+@given(st.text())
+def test_units_of_valid_utf8_are_its_characters(text: str) -> None:
+    """One unit a code point."""
+    assert [unit.decode() for unit in units(text.encode())] == list(text)
+
+
+@given(tokenizers(), st.integers())
+def test_an_id_outside_the_vocabulary_is_refused(t: Tokenizer, i: int) -> None:
+    """Negative ids must not wrap around."""
+    assume(not 0 <= i < t.vocab_size)
+    with pytest.raises(TokenizerError, match="has ids 0 to"):
+        t.decode([i])
+
+
+def test_the_lower_id_of_equal_pieces_wins() -> None:
+    """The original leaves this to its C library."""
+    bytes_ = [b"<0x%02X>" % i for i in range(256)]
+    t = Tokenizer([b"<unk>", b"<s>", b"</s>", *bytes_, b" ", b"a", b"a", b" a", b" a"], [0.0] * 264)
+    assert t.encode("a", bos=False) == [262]
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A BPE model trained here, with the settings of llama2.c, spaces kept."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT.splitlines() * 4),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=420,
+        character_coverage=1.0,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        self_test_sample_size=0,
+        minloglevel=2,
+    )
+    path = tmp_path_factory.mktemp("sp") / "trained.model"
+    path.write_bytes(model.getvalue())
+    return path
+
+
+words = st.lists(st.sampled_from(TEXT.split(" ")), max_size=20).map(" ".join)
+
+
+@given(text=st.one_of(words, strategies.texts, st.text(max_size=30)))
+def test_our_encoder_is_the_sentencepiece_library(sentencepiece_model: Any, text: str) -> None:
+    """Same ids on arbitrary text, but for two characters that the library takes for others."""
+    import sentencepiece
+
+    # U+2581 is SentencePiece's own mark for a space, and NUL ends its strings.
+    assume("\u2581" not in text and "\0" not in text)
+    library = _loaded(sentencepiece, sentencepiece_model)
+    ours, _ = from_vocabulary_file(sentencepiece_model)
+    assert ours.encode(text, bos=False) == list(library.encode(text))
+
+
+def test_the_exported_bin_gives_the_same_ids_as_the_model(
+    sentencepiece_model: Any, tmp_path: Any
+) -> None:
+    """.model and the tokenizer.bin made of it are one vocabulary."""
+    import sentencepiece
+
+    vocabulary = to_vocabulary(_loaded(sentencepiece, sentencepiece_model))
+    write_vocabulary(tmp_path / "tok.bin", vocabulary.pieces, vocabulary.scores)
+    exported, notes = from_vocabulary_file(tmp_path / "tok.bin", 420)
+    from_model, _ = from_vocabulary_file(sentencepiece_model, 420)
+    assert notes == []
+    assert exported.pieces == from_model.pieces
+    assert exported.encode(TEXT) == from_model.encode(TEXT)
+    assert exported.decode(exported.encode(TEXT)).decode() == TEXT
+
+
+def test_a_unigram_model_is_refused(tmp_path: Any) -> None:
+    """Its scores are not merge ranks: encoding with them would be wrong without a word."""
+    from pyllm2.errors import FileError
+
+    sentencepiece = pytest.importorskip("sentencepiece")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT.splitlines() * 4),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=420,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    (tmp_path / "unigram.model").write_bytes(model.getvalue())
+    with pytest.raises(FileError, match="not a BPE model"):
+        from_vocabulary_file(tmp_path / "unigram.model")
+
+
+_cache: dict[str, Any] = {}
+
+
+def _loaded(sentencepiece: Any, path: Any) -> Any:
+    if str(path) not in _cache:
+        _cache[str(path)] = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    return _cache[str(path)]

@@ -1,0 +1,100 @@
+"""Who may import whom, and how quickly the package comes up."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "pyllm2"
+STDLIB = sys.stdlib_module_names
+
+# module pattern -> what it may import besides the standard library. The first match counts.
+RULES = [
+    ("pyllm2.testing*", ["pyllm2*", "numpy*", "hypothesis*"]),
+    ("pyllm2.errors", []),
+    ("pyllm2.rng", []),
+    ("pyllm2.memory", ["pyllm2.errors"]),
+    ("pyllm2.formats*", ["pyllm2.errors", "pyllm2.formats*", "numpy*", "sentencepiece"]),
+    ("pyllm2.*.config", ["pyllm2.errors"]),
+    ("pyllm2.*.ops", ["numpy*"]),
+    ("pyllm2.*.*_numba", ["numpy*", "numba*"]),
+    ("pyllm2.*.ops_c*", ["numpy*", "pyllm2.native"]),
+    ("pyllm2.native", ["numpy*", "pyllm2.errors", "filelock", "platformdirs"]),
+    ("pyllm2.*.model", ["numpy*", "pyllm2.*.config"]),
+    ("pyllm2.llama2.chat", []),
+    ("pyllm2.llama2.tokenizer", ["pyllm2.errors", "pyllm2.formats*"]),
+    ("pyllm2.cli*", ["pyllm2*", "numpy*"]),
+    ("pyllm2*", ["pyllm2*", "numpy*"]),
+]
+NOBODY_IMPORTS = ["pyllm2.cli*", "pyllm2.testing*"]
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = ["pyllm2", *path.relative_to(PACKAGE).with_suffix("").parts]
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, inside functions too; `from p import m` counts as p.m."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            known = modules()
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                names.add(full if full in known else str(node.module))
+    return {n for n in names if n.split(".")[0] not in STDLIB}
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_module_imports_only_what_it_may(module: str) -> None:
+    """The rules of the house: formats know no model, ops know only arrays, rivals no ops."""
+    allowed = next(rule for pattern, rule in RULES if fnmatch(module, pattern))
+    for name in imports(modules()[module]):
+        assert any(fnmatch(name, pattern) for pattern in allowed), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", modules())
+def test_nobody_imports_the_command_line_or_the_test_tools(module: str) -> None:
+    """They stand on top."""
+    for name in imports(modules()[module]):
+        for pattern in NOBODY_IMPORTS:
+            if fnmatch(name, pattern) and module != "pyllm2.__main__":
+                assert fnmatch(module, pattern), f"{module} imports {name}"
+
+
+def test_every_rule_is_about_something() -> None:
+    """A pattern that matches no module would guard nothing (rivals come and go, the rest stays)."""
+    optional = ("_numba", "ops_c", "native")
+    for pattern, _ in RULES:
+        if not any(word in pattern for word in optional):
+            assert any(fnmatch(module, pattern) for module in modules()), pattern
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sys.modules)"
+    return set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
+
+
+def test_importing_pyllm2_is_light() -> None:
+    """Not even NumPy is loaded, let alone numba, hypothesis or a compiler."""
+    heavy = {"numpy", "numba", "hypothesis", "sentencepiece", "pyllm2.language_model"}
+    assert not heavy & loaded_by("import pyllm2")
+
+
+def test_loading_a_model_needs_numpy_only() -> None:
+    """Numba, hypothesis and sentencepiece are imported by those who use them."""
+    loaded = loaded_by("import pyllm2; pyllm2.load")
+    assert "numpy" in loaded
+    assert not {"numba", "hypothesis", "sentencepiece", "subprocess"} & loaded
