@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 from pyllm2.errors import BackendError
 
-# name -> the ops module of the Llama half. In order of preference, the best first.
-_OPS = {
-    "numpy": "pyllm2.llama2.ops",
+
+def _numpy() -> Any:
+    return importlib.import_module("pyllm2.llama2.ops")
+
+
+def _c(build: str) -> Any:
+    return importlib.import_module("pyllm2.llama2.ops_c").Ops(build)
+
+
+# name -> what gives the ops of the Llama half. Best first; a strict one is never the default.
+_OPS: dict[str, Callable[[], Any]] = {
+    "numpy": _numpy,
+    "c": lambda: _c("fast"),
+    "c-strict": lambda: _c("strict"),
 }
 
 NAMES = tuple(_OPS)
@@ -21,7 +33,11 @@ def default() -> str:
 
 
 def why_not(name: str) -> str | None:
-    """One line that says why a backend cannot run here; None if it can."""
+    """One line that says why a backend cannot run here, fit to follow its name; None if it can."""
+    if name.startswith("c"):
+        from pyllm2 import native
+
+        return native.why_not()
     return None
 
 
@@ -35,4 +51,4 @@ def ops(name: str) -> Any:
     reason = why_not(name)
     if reason is not None:
         raise BackendError(f"backend {name!r} {reason}")
-    return importlib.import_module(_OPS[name])
+    return _OPS[name]()

@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 from pyllm2.cli.arguments import Parser, parser_of
 from pyllm2.errors import PyLLM2Error, PyLLM2Warning, printable
@@ -22,18 +23,18 @@ EXIT_CLOSED_PIPE = 141
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    argv = list(sys.argv[1:] if arguments is None else arguments)
+    return _finish(_run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _run(argv: list[str]) -> int:
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     warnings.simplefilter("always", PyLLM2Warning)
+    _show_notes()
     try:
-        code = _dispatch(argv)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        return code
+        return _dispatch(argv)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        _forget_stdout()
         return EXIT_CLOSED_PIPE
     except PyLLM2Error as error:
         _say(f"pyllm2: error: {printable(str(error))}")  # one line, whatever an argument holds
@@ -66,6 +67,20 @@ def _dispatch(argv: list[str]) -> int:
     return int(import_module(f"pyllm2.cli.{options.command}").main(options))
 
 
+def _show_notes() -> None:
+    """Notes of the package ("compiling …") become lines on stderr."""
+    import logging
+
+    class ToStderr(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            _say(f"pyllm2: {record.getMessage()}")
+
+    logger = logging.getLogger("pyllm2")
+    if not any(type(handler).__name__ == "ToStderr" for handler in logger.handlers):
+        logger.addHandler(ToStderr())
+    logger.setLevel(logging.INFO)
+
+
 def _set_threads(threads: int | None) -> None:
     """Before NumPy is imported: afterwards its BLAS no longer listens."""
     if threads is not None:
@@ -74,20 +89,34 @@ def _set_threads(threads: int | None) -> None:
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
-    _say(f"pyllm2: warning: {message}")
+    _say(f"pyllm2: warning: {printable(str(message))}")
 
 
 def _say(line: str) -> None:
     if sys.stderr is not None:
-        print(line, file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
 
 
-def _forget_stdout() -> None:
-    """Keep the interpreter from complaining, on its way out, about the pipe that is gone."""
-    if sys.stdout is not None:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
+def _finish(code: int) -> int:
+    """Write what is still buffered, and let go of streams that cannot be written.
+
+    Otherwise the interpreter would complain about them on its way out, with exit code 120.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError as error:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+            if code == 0 and stream is sys.stdout:
+                code = EXIT_CLOSED_PIPE
+                if not isinstance(error, BrokenPipeError):
+                    _say(f"pyllm2: error: standard output: {(error.strerror or '').lower()}")
+                    code = 1
+    return code
 
 
 __all__ = ["Parser", "main"]

@@ -86,7 +86,9 @@ def parser_of() -> Parser:
             allow_abbrev=False,
         )
 
-    commands.add_parser("run", help="drop-in for llama2.c's run: pyllm2 run MODEL [-t -p -s -n …]")
+    commands.add_parser(
+        "run", help="drop-in for llama2.c's run: pyllm2 run MODEL [-t -p -s -n ...]"
+    )
 
     generate = command("generate", "continue a prompt")
     _add_model(generate)

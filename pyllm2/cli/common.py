@@ -7,6 +7,7 @@ import os
 import secrets
 import sys
 import time
+from contextlib import suppress
 
 from pyllm2.errors import FileError
 from pyllm2.formats.reader import open_source
@@ -89,5 +90,11 @@ class Clock:
 
 def say(line: str) -> None:
     """A line on stderr."""
+    tell(f"pyllm2: {line}")
+
+
+def tell(line: str) -> None:
+    """A line on stderr without our name; where nobody can read it, it is lost."""
     if sys.stderr is not None:
-        print(f"pyllm2: {line}", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(line, file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from pyllm2 import backends
 from pyllm2.cli.c_numbers import atof, atoi
-from pyllm2.cli.common import argument_bytes, say
+from pyllm2.cli.common import argument_bytes, say, tell
 from pyllm2.cli.output import Output
 from pyllm2.errors import PyLLM2Error
 from pyllm2.generate import PREFILL_CHUNK, prefill
@@ -126,10 +126,10 @@ def _generate(
         token = following
         began = began or time.time()
     output.write_raw(b"\n")
-    if pos > 1 and sys.stderr is not None:
+    if pos > 1:
         # The original divides by a millisecond clock and may print inf; so short a time is 1 ms.
         milliseconds = max(1, int(1000 * (time.time() - (began or 0))))
-        print(f"achieved tok/s: {(pos - 1) / milliseconds * 1000:f}", file=sys.stderr)
+        tell(f"achieved tok/s: {(pos - 1) / milliseconds * 1000:f}")
 
 
 def _chat(

@@ -71,7 +71,7 @@ def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
         # O_NONBLOCK: opening a FIFO that nobody writes to would otherwise wait for ever.
         descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
-        raise FileError(name, (error.strerror or str(error)).lower()) from None
+        raise FileError(name or "''", (error.strerror or str(error)).lower()) from None
     except ValueError:
         raise FileError(name, "not a path: it contains a zero byte") from None
     status = os.fstat(descriptor)

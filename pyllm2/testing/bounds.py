@@ -98,12 +98,15 @@ def rmsnorm(x: ArrayLike, weight: ArrayLike, growth: Growth = gamma) -> Bounded:
     The mean of squares has only positive terms: C roundings (products and sum), one for the
     division by C, one for adding epsilon. The root halves a relative error. Then the root itself,
     the reciprocal and two products: four more. Squares that underflow are lost in the epsilon.
+    Of the three factors any two may be multiplied first and underflow, and the third scales that.
     """
     x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
     C = x.shape[-1]
-    value = weight * x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + EPS)
+    scale = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + EPS)
+    value = weight * x * scale
     relative = growth((C + 2) / 2 + 5)
-    return Bounded(value, SLACK * relative * np.abs(value) + TINY * (2 + np.abs(weight)))
+    underflow = TINY * (2 + np.abs(weight) + np.abs(x) + scale)
+    return Bounded(value, SLACK * relative * np.abs(value) + underflow)
 
 
 def rope_tables(S: int, hs: int) -> tuple[Bounded, Bounded]:
@@ -187,7 +190,8 @@ def swiglu(gate: ArrayLike, up: ArrayLike, growth: Growth = gamma) -> Bounded:
     with np.errstate(over="ignore"):
         value = gate / (1 + np.exp(-gate)) * up
     relative = growth(2 * EXP_ULP + 4)
-    underflow = SMALLEST_NORMAL * np.abs(gate * up) * (gate < -87) + TINY * (1 + np.abs(up))
+    underflow = SMALLEST_NORMAL * np.abs(gate * up) * (gate < -87)
+    underflow += TINY * (2 + np.abs(up) + np.abs(gate))
     return Bounded(value, SLACK * relative * np.abs(value) + underflow)
 
 

@@ -56,6 +56,38 @@ def test_a_prompt_may_be_cut_anywhere(backend: str, data: st.DataObject) -> None
     assert (np.abs(last[0] - value[-1]) <= error[-1]).all()
 
 
+@pytest.mark.parametrize("backend", [b for b in backends.NAMES if b != "numpy"])
+@given(data=st.data())
+def test_a_whole_forward_equals_the_composition_of_ops(backend: str, data: st.DataObject) -> None:
+    """Where a rival has the forward as one kernel: to the bit if strict, else within the bound."""
+    ops = ops_of(backend)
+    model = data.draw(strategies.models(ops))
+    tokens = data.draw(strategies.token_ids(model.config))
+    cut = data.draw(st.integers(0, len(tokens) - 1))
+    whole, composed = (model.new_cache(len(tokens)) for _ in range(2))
+    if cut:
+        ops.forward(model, tokens[:cut], 0, whole)
+    last = ops.forward(model, tokens[cut:], cut, whole, last_only=True)
+    logits = model.forward(tokens, 0, composed)
+    if backend.endswith("-strict"):
+        np.testing.assert_array_equal(last[0], logits[-1])
+        np.testing.assert_array_equal(whole.keys, composed.keys)
+        np.testing.assert_array_equal(whole.values, composed.values)
+    else:
+        value, error = model_bound(model, tokens)
+        assert (np.abs(last[0] - value[-1]) <= error[-1]).all()
+
+
+@pytest.mark.parametrize("backend", [b for b in backends.NAMES if b.endswith("-strict")])
+@given(data=st.data())
+def test_strict_prefill_equals_single_steps_to_the_bit(backend: str, data: st.DataObject) -> None:
+    """A strict build adds in one order, whatever the number of tokens in a call."""
+    model = data.draw(strategies.models(ops_of(backend)))
+    tokens = data.draw(strategies.token_ids(model.config))
+    prefill = model.forward(tokens, 0, model.new_cache(len(tokens)))
+    np.testing.assert_array_equal(prefill, step_by_step(model, tokens))
+
+
 @given(data=st.data())
 def test_future_tokens_do_not_change_the_past(data: st.DataObject) -> None:
     """Logits at position t depend on tokens up to t only."""

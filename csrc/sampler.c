@@ -1,0 +1,115 @@
+/* sampler.c - from logits to the next id: temperature, then argmax, multinomial or top-p.
+ *
+ * Sums run in one order, ascending, because a coin is compared with them.
+ */
+#ifndef SAMPLER_C
+#define SAMPLER_C
+
+#include "reader.c"
+#include "llama2.h"
+
+typedef struct {
+    float p;
+    int32_t id;
+} candidate;
+
+typedef struct {
+    float temperature, topp;
+    uint64_t random;        /* state of the generator */
+    candidate *candidates;  /* room for V */
+} sampler;
+
+/* xorshift64*: the upper 24 of the upper 32 bits, as a float in [0, 1). */
+static float next_coin(uint64_t *random)
+{
+    *random ^= *random >> 12;
+    *random ^= *random << 25;
+    *random ^= *random >> 27;
+    const uint32_t word = (uint32_t)((*random * UINT64_C(0x2545F4914F6CDD1D)) >> 32);
+    return (float)(word >> 8) / 16777216.0f;
+}
+
+/* The first of the largest. */
+static int32_t argmax(const float *x, int32_t n)
+{
+    int32_t best = 0;
+    for (int32_t i = 1; i < n; i++) {
+        if (x[i] > x[best]) {
+            best = i;
+        }
+    }
+    return best;
+}
+
+/* The first id whose running sum exceeds the coin; the last if none does, as with NaN. */
+static int32_t multinomial(const float *p, int32_t V, float coin)
+{
+    float sum = 0.0f;
+    for (int32_t i = 0; i < V; i++) {
+        sum += p[i];
+        if (coin < sum) {
+            return i;
+        }
+    }
+    return V - 1;
+}
+
+/* Likeliest first; ties go to the lower id. */
+static int by_p_then_id(const void *left, const void *right)
+{
+    const candidate *a = left, *b = right;
+    return a->p != b->p ? (a->p < b->p) - (a->p > b->p) : (a->id > b->id) - (a->id < b->id);
+}
+
+/* The same draw among the fewest likeliest ids that together exceed topp. */
+static int32_t sample_top_p(const float *p, int32_t V, float topp, float coin, candidate *c)
+{
+    /* an id below this share cannot be among them: fewer to sort */
+    const float cutoff = V > 1 ? (1.0f - topp) / (float)(V - 1) : 2.0f;
+    int32_t n = 0, last = 0;
+    for (int32_t i = 0; i < V; i++) {
+        if (p[i] >= cutoff) {
+            c[n].p = p[i];
+            c[n++].id = i;
+        }
+    }
+    if (n == 0) {  /* flat, and topp below one share: the best id alone */
+        return argmax(p, V);
+    }
+    qsort(c, (size_t)n, sizeof *c, by_p_then_id);
+    float mass = c[0].p;
+    while (mass <= topp && last < n - 1) {
+        mass += c[++last].p;
+    }
+    const float target = coin * mass;
+    float sum = 0.0f;
+    for (int32_t i = 0; i < last; i++) {
+        sum += c[i].p;
+        if (target < sum) {
+            return c[i].id;
+        }
+    }
+    return c[last].id;
+}
+
+/* The id that follows position pos; scribbles on the logits. */
+static int32_t sample(sampler *s, float *logits, int32_t V, int64_t pos)
+{
+    if (s->temperature == 0.0f) {
+        return argmax(logits, V);
+    }
+    for (int32_t i = 0; i < V; i++) {
+        logits[i] /= s->temperature;
+    }
+    llama2_softmax(logits, logits, 1, V);
+    const float coin = next_coin(&s->random);
+    if (s->topp <= 0.0f || s->topp >= 1.0f) {
+        return multinomial(logits, V, coin);
+    }
+    REFUSE_IF(is_nan(logits[0]),  /* one NaN makes all of them NaN */
+              "non-finite probabilities at position %" PRId64 ": temperature = %g is too small",
+              pos, (double)s->temperature);
+    return sample_top_p(logits, V, s->topp, coin, s->candidates);
+}
+
+#endif

@@ -1,0 +1,181 @@
+"""The ops of `ops.py` over csrc/llama2.c: same names, same order, same shapes.
+
+`Ops("fast")` and `Ops("strict")` are the two builds. Each method checks nothing (the border has)
+and hands pointers to C; loops and comments are in csrc/llama2.c.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyllm2 import native
+
+Array = NDArray[np.float32]
+FloatPointer = POINTER(c_float)
+
+
+def _floats(a: Any) -> Array:
+    return np.ascontiguousarray(a, dtype=np.float32)
+
+
+def _pointer(a: NDArray[Any]) -> c_void_p:
+    return c_void_p(a.__array_interface__["data"][0])
+
+
+class Ops:
+    """One build of the C library, as an ops module."""
+
+    def __init__(self, build: str) -> None:
+        self.build = build
+        self._library = native.library("llama2", build)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        """Arrays become pointers, whole numbers int64."""
+        getattr(self._library, f"llama2_{name}")(
+            *(_pointer(a) if isinstance(a, np.ndarray) else c_int64(a) for a in arguments)
+        )
+
+    def embedding(self, tokens: NDArray[np.integer], table: Array) -> Array:
+        tokens, table = np.ascontiguousarray(tokens, dtype=np.int32), _floats(table)
+        T, C = len(tokens), table.shape[1]
+        out = np.empty((T, C), np.float32)
+        self._call("embedding", out, tokens, table, T, C)
+        return out
+
+    def rmsnorm(self, x: Array, weight: Array) -> Array:
+        x, weight = _floats(x), _floats(weight)
+        out = np.empty_like(x)
+        self._call("rmsnorm", out, x, weight, *x.shape)
+        return out
+
+    def matmul(self, x: Array, w: Array) -> Array:
+        x, w = _floats(x), _floats(w)
+        (T, C), OC = x.shape, len(w)
+        out = np.empty((T, OC), np.float32)
+        self._call("matmul", out, x, w, T, C, OC)
+        return out
+
+    def rope_tables(self, S: int, hs: int) -> tuple[Array, Array]:
+        cos, sin = np.empty((S, hs // 2), np.float32), np.empty((S, hs // 2), np.float32)
+        self._call("rope_tables", cos, sin, S, hs)
+        return cos, sin
+
+    def rope(self, x: Array, cos: Array, sin: Array) -> Array:
+        x, cos, sin = _floats(x), _floats(cos), _floats(sin)
+        out = np.empty_like(x)
+        self._call("rope", out, x, cos, sin, *x.shape)
+        return out
+
+    def softmax(self, x: Array) -> Array:
+        x = _floats(x)
+        out = np.empty_like(x)
+        C = x.shape[-1]
+        self._call("softmax", out, x, x.size // C, C)
+        return out
+
+    def attention(self, q: Array, k: Array, v: Array) -> Array:
+        q, k, v = _floats(q), _floats(k), _floats(v)
+        (T, NH, hs), (P, NKV, _) = q.shape, k.shape
+        out, att = np.empty((T, NH * hs), np.float32), np.empty((NH, P), np.float32)
+        self._call("attention", out, att, q, k, v, T, P, NH, NKV, hs)
+        return out
+
+    def residual(self, x: Array, y: Array) -> Array:
+        x, y = _floats(x), _floats(y)
+        out = np.empty_like(x)
+        self._call("residual", out, x, y, *x.shape)
+        return out
+
+    def swiglu(self, gate: Array, up: Array) -> Array:
+        gate, up = _floats(gate), _floats(up)
+        out = np.empty_like(gate)
+        self._call("swiglu", out, gate, up, *gate.shape)
+        return out
+
+    def forward(
+        self,
+        model: Any,
+        tokens: NDArray[np.integer],
+        pos: int,
+        cache: Any,
+        last_only: bool = False,
+    ) -> Array:
+        """`Llama2.forward` as one call of C: the same ops in the same order, without us between.
+
+        The cache is the one that Python holds; scratch buffers stay with it from call to call.
+        """
+        tokens = np.ascontiguousarray(tokens, dtype=np.int32)
+        T = len(tokens)
+        scratch = getattr(cache, "c_scratch", None)
+        if scratch is None or scratch.state.max_tokens < T:
+            scratch = cache.c_scratch = _Scratch(model, cache, T)
+        logits = np.empty((1 if last_only else T, model.config.vocab_size), np.float32)
+        self._library.llama2_forward(
+            _pointer(logits),
+            ctypes.byref(scratch.state),
+            ctypes.byref(scratch.config),
+            ctypes.byref(scratch.weights),
+            _pointer(tokens),
+            c_int64(T),
+            c_int64(pos),
+            c_int32(not last_only),
+        )
+        return logits
+
+
+_CONFIG = (
+    "dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len",
+)  # fmt: skip
+_WEIGHTS = (
+    "token_embedding", "attention_norm", "wq", "wk", "wv", "wo", "ffn_norm", "w1", "w2", "w3",
+    "final_norm", "classifier",
+)  # fmt: skip
+
+
+class _Config(Structure):
+    _fields_ = [(name, c_int32) for name in (*_CONFIG, "shared_classifier")]
+
+
+class _Weights(Structure):
+    _fields_ = [(name, c_void_p) for name in _WEIGHTS]
+
+
+class _State(Structure):
+    """llama2_state: two sizes, the caches, then buffers of at most max_tokens rows."""
+
+    _fields_ = [
+        ("cache_length", c_int64),
+        ("max_tokens", c_int64),
+        *(
+            (name, c_void_p)
+            for name in (
+                "key_cache", "value_cache", "x", "y", "q", "o", "proj", "gate", "up", "hidden",
+                "ffn", "att", "cos", "sin",
+            )
+        ),
+    ]  # fmt: skip
+
+
+class _Scratch:
+    """The three structs that llama2_forward reads, and the arrays they point into."""
+
+    def __init__(self, model: Any, cache: Any, T: int) -> None:
+        config, w = model.config, model.weights
+        C, F, S = config.dim, config.hidden_dim, cache.positions
+        sizes = dict.fromkeys(("x", "y", "q", "o", "proj", "ffn"), T * C)
+        sizes |= dict.fromkeys(("gate", "up", "hidden"), T * F)
+        sizes |= dict.fromkeys(("cos", "sin"), T * config.head_size // 2)
+        sizes["att"] = config.n_heads * S
+        self.buffers = {name: np.empty(size, np.float32) for name, size in sizes.items()}
+        self.buffers |= {"key_cache": cache.keys, "value_cache": cache.values}
+        self.arrays = {name: _floats(a) for name in _WEIGHTS if (a := getattr(w, name)) is not None}
+        numbers = (getattr(config, name) for name in _CONFIG)
+        self.config = _Config(*numbers, w.classifier is None)
+        self.weights = _Weights(**{name: _pointer(a) for name, a in self.arrays.items()})
+        pointers = {name: _pointer(a) for name, a in self.buffers.items()}
+        self.state = _State(cache_length=S, max_tokens=T, **pointers)

@@ -1,0 +1,66 @@
+"""How far each backend is from float64, op by op: share of the bound used, and worst ulp.
+
+    python tools/accuracy.py --examples 300
+
+Inputs come from the table that the property tests use (`pyllm2.testing.OPS`). A share of 1 would
+be a failing test. Units in the last place grow without limit where terms cancel (matmul,
+attention), which is why the tests do not count them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from tabulate import tabulate
+
+from pyllm2 import backends
+from pyllm2.testing import OPS, Bounded
+
+
+def worst(name: str, functions: dict[str, Any], examples: int) -> dict[str, list[float]]:
+    """For each backend the largest share of the bound and the largest error in ulp."""
+    op = OPS[name]
+    found = {backend: [0.0, 0.0] for backend in functions}
+
+    @settings(
+        max_examples=examples, database=None, derandomize=True, deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(op.inputs)
+    def measure(inputs: tuple[Any, ...]) -> None:
+        expected = op.bound(*inputs)
+        expected = (expected,) if isinstance(expected, Bounded) else expected
+        for backend, function in functions.items():
+            results = function(*inputs)
+            results = results if isinstance(results, tuple) else (results,)
+            for result, (value, error) in zip(results, expected, strict=True):
+                off = np.abs(result.astype(np.float64) - value)
+                share = np.where(off == 0, 0.0, off / np.maximum(error, 2.0**-1074))
+                ulp = off / np.spacing(np.abs(value).astype(np.float32)).astype(np.float64)
+                found[backend][0] = max(found[backend][0], float(share.max(initial=0)))
+                found[backend][1] = max(found[backend][1], float(ulp.max(initial=0)))
+
+    measure()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--examples", type=int, default=300, help="drawn inputs an op")
+    options = parser.parse_args()
+    names = [name for name in backends.NAMES if backends.why_not(name) is None]
+    modules = {name: backends.ops(name) for name in names}
+    rows = []
+    for op in OPS:
+        functions = {name: getattr(module, op) for name, module in modules.items()}
+        found = worst(op, functions, options.examples)
+        rows.append([op, *(f"{s:.3f}  {u:.3g}" for s, u in found.values())])
+    headers = ["op", *(f"{name}: share, ulp" for name in names)]
+    print(tabulate(rows, headers, tablefmt="github"))
+
+
+if __name__ == "__main__":
+    main()
