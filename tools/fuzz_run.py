@@ -1,0 +1,309 @@
+"""Run csrc/run.c, built with sanitizers, on hostile and on mutated files, and count what happens.
+
+    python tools/fuzz_run.py --cases 500 --seed 1
+
+First a table of known lies, then random mutations of small valid checkpoints and vocabularies, with
+random flags. A good outcome is a clean run (exit code 0) or a refusal (exit code 1 and a line on
+stderr). A sanitizer report, a signal, a timeout or anything else is a failure: its files are
+kept, its command is printed, and the exit code is 1.
+"""
+
+import argparse
+import os
+import random
+import shlex
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+CSRC = Path(__file__).resolve().parent.parent / "csrc"
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
+FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
+MAGIC = 0x616B3432
+BOUNDARY = (
+    0, 1, 2, 3, 4, 5, 7, 8, 16, 63, 64, 127, 255, 256, 269, 270, 271, 65535, 65536,
+    2**24, 2**28, 2**29, 2**30, 2**31 - 2, 2**31 - 1, -1, -2, -8, -270, -(2**31), -(2**31) + 1,
+)  # fmt: skip
+GOOD = ("clean run", "refusal")
+
+
+# ---- small valid files ----------------------------------------------------------------------
+
+
+def checkpoint(
+    version: int, shared: bool, rng: np.random.Generator, shape: tuple[int, ...]
+) -> bytes:
+    """A random checkpoint of the given layout; shape as in FIELDS."""
+    C, F, L, NH, NKV, V, S = shape
+    KV = C // NH * NKV
+    sizes = {
+        "embedding": V * C, "attention_norm": L * C, "wq": L * C * C, "wk": L * KV * C,
+        "wv": L * KV * C, "wo": L * C * C, "ffn_norm": L * C, "w1": L * F * C, "w2": L * C * F,
+        "w3": L * F * C, "final_norm": C, "rope": S * (C // NH), "classifier": V * C,
+    }  # fmt: skip
+    order = list(sizes)
+    head = struct.pack("<7i", C, F, L, NH, NKV, V if shared else -V, S)
+    if version == 1:
+        order = ["attention_norm", "ffn_norm", "final_norm", "embedding", "wq", "wk", "wv", "wo",
+                 "w1", "w2", "w3", "classifier"]  # fmt: skip
+        head = struct.pack("<Ii7iB", MAGIC, 1, *shape, shared).ljust(256, b"\0")
+    if shared:
+        order.remove("classifier")
+    parts = (rng.normal(0, 0.3, sizes[name]).astype("<f4").tobytes() for name in order)
+    return head + b"".join(parts)
+
+
+def vocabulary(V: int) -> bytes:
+    """Specials, the 256 bytes, and a few pieces that merge."""
+    pieces = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(b"<0x%02X>" % b for b in range(256))]
+    pieces += [b" ", b"a", b"b", b"c", b"ab", b" a", b"bc", b"abc", b" ab", b"ba", b"cc"]
+    records = (struct.pack("<fi", -i, len(p)) + p for i, p in enumerate(pieces[:V]))
+    return struct.pack("<i", 6) + b"".join(records)
+
+
+# ---- the table of lies ----------------------------------------------------------------------
+
+
+def put(content: bytes, at: int, value: int) -> bytes:
+    """content with the int32 at a byte offset replaced."""
+    return content[:at] + struct.pack("<i", value) + content[at + 4 :]
+
+
+def lies(v0: bytes, v1: bytes, tok: bytes) -> dict[str, tuple[bytes, bytes, bool]]:
+    """name -> model bytes, vocabulary bytes, whether a refusal is due."""
+    nan = np.full((len(v0) - 28) // 4, np.nan, "<f4").tobytes()
+    end = len(tok)
+    table = {
+        "valid v0": (v0, tok, False),
+        "valid v1": (v1, tok, False),
+        "empty model": (b"", tok, True),
+        "three bytes": (v0[:3], tok, True),
+        "short header": (v0[:20], tok, True),
+        "header only": (v0[:28], tok, True),
+        "v1 magic only": (v1[:4], tok, True),
+        "v1 header only": (v1[:256], tok, True),
+        "v1 one byte short": (v1[:-1], tok, True),
+        "half": (v0[: len(v0) // 2], tok, True),
+        "trailing bytes": (v0 + b"xyz", tok, False),
+        "one byte of the tables missing": (v0[:-1], tok, False),
+        "version 2": (put(v1, 4, 2), tok, True),
+        "version -1": (put(v1, 4, -1), tok, True),
+        "big-endian": (v1[3::-1] + v1[4:], tok, True),
+        "odd head size": (put(v0, 12, 8), tok, True),
+        "heads do not divide": (put(v0, 12, 3), tok, True),
+        "too many kv heads": (put(v0, 16, 4), tok, True),
+        "shared flag 7": (v1[:36] + b"\7" + v1[37:], tok, True),
+        "all NaN": (v0[:28] + nan, tok, True),
+        "past 2^64": (struct.pack("<7i", 2**31 - 2, *[2**31 - 1] * 2, 1, 1, *[2**31 - 1] * 2)
+                      + v0[28:], tok, True),
+        "empty vocabulary": (v0, b"", True),
+        "vocabulary of three bytes": (v0, tok[:3], True),
+        "vocabulary without records": (v0, tok[:4], True),
+        "vocabulary cut": (v0, tok[: end - 1], True),
+        "vocabulary trailing": (v0, tok + b"abc", False),
+        "length 0": (v0, put(tok, 8, 0), True),
+        "length -1": (v0, put(tok, 8, -1), True),
+        "length 2^31 - 1": (v0, put(tok, 8, 2**31 - 1), True),
+        "NaN score": (v0, put(tok, 4, 0x7FC00000), True),
+        "max_token_length 0": (v0, put(tok, 0, 0), False),
+        "max_token_length -1": (v0, put(tok, 0, -1), False),
+        "html": (b"<!DOCTYPE html>" + bytes(300), tok, True),
+    }  # fmt: skip
+    for start, model, layout in ((0, v0, "v0"), (8, v1, "v1")):
+        for i, field in enumerate(FIELDS):
+            for value in (0, -(2**31), 2**31 - 1):
+                # v1 has nothing behind seq_len: a large context is no lie
+                due = not (layout == "v1" and field == "seq_len" and value > 0)
+                # nor is it one in v0 while only the dead tables are missing
+                due = due and not (layout == "v0" and field == "seq_len" and value > 0)
+                table[f"{layout} {field} = {value}"] = (put(model, start + 4 * i, value), tok, due)
+    return table
+
+
+# ---- mutations ------------------------------------------------------------------------------
+
+
+def mutate(content: bytes, rng: random.Random, header: int) -> bytes:
+    """One random change: flip, cut, extend, overwrite an int, or copy a stretch elsewhere."""
+    kind = rng.randrange(6)
+    data = bytearray(content)
+    if kind == 0:
+        for _ in range(rng.randint(1, 8)):
+            at = rng.randrange(len(data)) if data else 0
+            data[at : at + 1] = bytes([rng.randrange(256)])
+    elif kind == 1:
+        del data[rng.randint(0, len(data)) :]
+    elif kind == 2:
+        data += rng.randbytes(rng.randint(1, 300))
+    elif kind in (3, 4) and len(data) >= 4:
+        last = min(header, len(data)) - 4 if kind == 3 else len(data) - 4
+        at = rng.randint(0, max(last, 0))
+        at -= at % 4 if rng.random() < 0.8 else 0
+        data[at : at + 4] = struct.pack("<i", rng.choice(BOUNDARY))
+    elif data:
+        a, b = rng.randrange(len(data)), rng.randrange(len(data))
+        n = rng.randint(1, 64)
+        data[a : a + n] = data[b : b + n]
+    return bytes(data)
+
+
+def context(model: bytes) -> int:
+    """The seq_len that the program will read, 0 if there is none."""
+    at = 32 if model[:4] == struct.pack("<I", MAGIC) else 24
+    return struct.unpack_from("<i", model, at)[0] if len(model) >= at + 4 else 0
+
+
+def random_flags(rng: random.Random, model: bytes) -> list[str | bytes]:
+    """Flags that end soon: -n 0 means the whole context, so only where that is short."""
+    steps = ["1", "2", "7", "12", "16", "3.9", "4x"]
+    if context(model) <= 64:
+        steps += ["0", "-5", "none", "4294967296", "99999999999999999999"]
+    prompts = [b"", b" ", b"abc", b"a ab abc cab", b"\xc3\xa9\xf0\x9f\x90\x89", b"\x80" * 9,
+               b"\xff\xfe hello", b"<s></s><0x0A>", b"ab" * 50, b"abc " * 700]  # fmt: skip
+    flags: list[str | bytes] = ["-n", rng.choice(steps)]
+    if rng.random() < 0.7:
+        odd = ["0", "1", "0.5", "100", "1e-40", "1e300", "inf", "-inf", "nan", "x", "0x1p-3", "-0"]
+        flags += ["-t", rng.choice(odd)]
+    if rng.random() < 0.7:
+        odd = ["0", "1", "0.9", "0.5", "1e-9", "0.999999", "2", "-1", "nan", "inf", "x"]
+        flags += ["-p", rng.choice(odd)]
+    if rng.random() < 0.8:
+        flags += ["-s", rng.choice(["1", "42", "-1", "4294967297", str(2**64), "x", "  7"])]
+    if rng.random() < 0.6:
+        flags += ["-i", rng.choice(prompts)]
+    if rng.random() < 0.3:
+        flags += ["-m", rng.choice(["chat", "chat", "chat", "generate", "talk"])]
+        if rng.random() < 0.5:
+            flags += ["-y", rng.choice(prompts)]
+    if rng.random() < 0.05:
+        flags += rng.choice([["-q", "1"], ["-n"], ["n", "1"], ["-nn", "1"], ["", ""]])
+    return flags
+
+
+# ---- running --------------------------------------------------------------------------------
+
+
+def outcome(command: list[str | bytes], stdin: bytes, timeout: float) -> tuple[str, str]:
+    """What kind of end the command came to, and its stderr."""
+    environment = {
+        **os.environ,
+        "ASAN_OPTIONS": "allocator_may_return_null=1:exitcode=99",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    try:
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, timeout=timeout, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        return "timeout", ""
+    message = done.stderr.decode(errors="replace")
+    lines = message.splitlines()
+    refused = any(line.startswith(("run: error: ", "usage: ")) for line in lines)
+    # a refusal leaves its memory to exit(); a run that ends well must give all of it back
+    if refused and "ERROR: LeakSanitizer" in message:
+        kind = "refusal"
+    elif "Sanitizer: " in message or "runtime error: " in message:
+        kind = "sanitizer report"
+    elif done.returncode < 0:
+        kind = "signal"
+    elif done.returncode == 0:
+        kind = "clean run"
+    elif done.returncode == 1 and refused:
+        kind = "refusal"
+    else:
+        kind = "other"
+    return kind, message
+
+
+def main() -> int:
+    """Build, run the table, run the mutations, report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--cases", type=int, default=500, help="mutated inputs (default 500)")
+    parser.add_argument("--seed", type=int, default=1, help="of the mutations (default 1)")
+    parser.add_argument("--timeout", type=float, default=20.0, help="seconds a run (default 20)")
+    parser.add_argument(
+        "--optimize", default="1", help="-O level (default 1; 0 also sees reads nobody uses)"
+    )
+    parser.add_argument("--flags", default="", help="more compiler flags, as one argument")
+    parser.add_argument("--cc", default="cc", help="compiler (default cc)")
+    options = parser.parse_args()
+    if shutil.which(options.cc) is None:
+        print(f"fuzz_run: error: no compiler named {options.cc}", file=sys.stderr)
+        return 1
+
+    folder = Path(tempfile.mkdtemp(prefix="fuzz_run_"))
+    program = folder / "run"
+    flags = [*SANITIZE, f"-O{options.optimize}", *shlex.split(options.flags)]
+    source = str(CSRC / "run.c")
+    subprocess.run([options.cc, *flags, source, "-lm", "-o", str(program)], check=True)
+    model_path, tok_path = folder / "m.bin", folder / "t.bin"
+    counts: Counter[str] = Counter()
+    failures = 0
+
+    def case(name: str, model: bytes, tok: bytes, flags: list[str | bytes], wanted: str) -> None:
+        """Run one input; keep it if it came to an end that is not good or not the wanted one."""
+        nonlocal failures
+        model_path.write_bytes(model)
+        tok_path.write_bytes(tok)
+        command = [str(program), str(model_path), "-z", str(tok_path), *flags]
+        kind, message = outcome(command, b"ab\nabc abc\n" * 3, options.timeout)
+        counts[kind] += 1
+        if kind in GOOD and wanted in ("", kind):
+            return
+        failures += 1
+        kept = folder / f"failure{failures}"
+        kept.mkdir()
+        for path in (model_path, tok_path):
+            shutil.copy(path, kept)
+        text = shlex.join(os.fsdecode(part) for part in command)
+        print(f"{name}: {kind}" + (f", expected a {wanted}" if kind in GOOD else ""))
+        print(f"  {text[:400]}\n  files in {kept}")
+        print("".join(f"  | {line}\n" for line in message.splitlines()[:12]))
+
+    draw = np.random.default_rng(options.seed)
+    shape = (8, 12, 2, 2, 1, 270, 16)
+    models = [checkpoint(v, s, draw, shape) for v in (0, 1) for s in (True, False)]
+    models.append(checkpoint(0, True, draw, (16, 4, 1, 4, 4, 300, 40)))
+    models.append(checkpoint(1, True, draw, (4, 6, 1, 2, 1, 4, 20)))
+    tok = vocabulary(270)
+    tok300 = tok + b"".join(struct.pack("<fi", -i, 2) + b"%02d" % i for i in range(30))
+    # the last piece, " ", shows nothing after BOS: nobody may look behind it
+    tok4 = struct.pack("<i", 6) + b"".join(
+        struct.pack("<fi", 0, len(p)) + p for p in (b"<unk>", b"\n<s>\n", b"\n</s>\n", b" ")
+    )
+    for name, (model, pieces, refused) in lies(models[0], models[2], tok).items():
+        wanted = "refusal" if refused else "clean run"
+        case(name, model, pieces, ["-n", "5", "-s", "1", "-i", "abc"], wanted)
+    table = sum(counts.values())
+
+    rng = random.Random(options.seed)
+    for i in range(options.cases):
+        which = rng.randrange(len(models))
+        model, pieces = models[which], {4: tok300, 5: tok4}.get(which, tok)
+        target = rng.choice(["model", "model", "vocabulary", "vocabulary", "both", "none"])
+        for _ in range(rng.choice([1, 1, 1, 2, 3])):
+            if target in ("model", "both"):
+                model = mutate(model, rng, 64)
+            if target in ("vocabulary", "both"):
+                pieces = mutate(pieces, rng, 64)
+        case(f"mutation {i}", model, pieces, random_flags(rng, model), "")
+
+    ends = ("clean run", "refusal", "sanitizer report", "signal", "timeout", "other")
+    print(
+        f"{table} lies and {options.cases} mutations (seed {options.seed}): "
+        + ", ".join(f"{end}: {counts[end]}" for end in ends)
+        + f"; failures: {failures}"
+    )
+    if failures == 0:
+        shutil.rmtree(folder)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
