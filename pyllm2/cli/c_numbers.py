@@ -11,9 +11,9 @@ _FLOAT = re.compile(
     r"(?P<hex>0[xX](?:[0-9a-fA-F]+\.?[0-9a-fA-F]*|\.[0-9a-fA-F]+)(?:[pP][+-]?[0-9]+)?)"
     r"|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
     r"|inf(?:inity)?|nan))",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,  # ASCII: or a dotless i would match an i
 )
-_INT = re.compile(_SPACE + r"([+-]?[0-9]+)")
+_INT = re.compile(_SPACE + r"([+-]?)0*([0-9]*)")
 
 
 def atof(text: str) -> float:
@@ -36,6 +36,6 @@ def atoi(text: str) -> int:
     Example: "7.9" -> 7, "4294967297" -> 1, "99999999999999999999" -> -1
     """
     match = _INT.match(text)
-    value = int(match[1][:400]) if match else 0
+    value = int(match[1] + (match[2][:30] or "0")) if match else 0  # 30 digits saturate
     value = max(-(2**63), min(2**63 - 1, value))
     return (value + 2**31) % 2**32 - 2**31

@@ -169,7 +169,7 @@ def read_tensors(
             raise FormatError(source.path, f"{words}: not a file of this shape")
         warnings.append(f"{source.path}: {words}: ignored")
 
-    data = source.read_all(memory_map)
+    data = source.read_all(memory_map, aligned_byte=header.size)
     arrays = {}
     for name, (start, shape) in tensors.items():
         if not name.startswith("rope_"):

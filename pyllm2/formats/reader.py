@@ -36,8 +36,11 @@ class Source:
     def __init__(self, path: str, file: FileIO, size: int, head: bytes) -> None:
         self.path, self.file, self.size, self.head = path, file, size, head
 
-    def read_all(self, memory_map: bool = False) -> NDArray[np.uint8]:
+    def read_all(self, memory_map: bool = False, aligned_byte: int = 0) -> NDArray[np.uint8]:
         """The whole file as one read-only array of bytes.
+
+        The byte `aligned_byte` comes to lie at a multiple of 64, so that what begins there can be
+        read a whole vector register or cache line at a time.
 
         By default a copy in memory, which later changes to the file cannot touch. With
         `memory_map` the operating system pages it in as it is used: quicker to start and shared
@@ -47,15 +50,20 @@ class Source:
             view = mmap.mmap(self.file.fileno(), self.size, access=mmap.ACCESS_READ)
             return np.frombuffer(view, dtype=np.uint8)
         try:
-            data = np.empty(self.size, dtype=np.uint8)
+            room = np.empty(self.size + 64, dtype=np.uint8)
         except MemoryError:
             raise FileError(
                 self.path, f"{self.size} bytes do not fit in memory: map the file instead"
             ) from None
+        address = room.__array_interface__["data"][0]
+        data = room[-(address + aligned_byte) % 64 :][: self.size]
         self.file.seek(0)
-        got = self.file.readinto(data.data)
-        if got != self.size:
-            raise FileError(self.path, f"{self.size} bytes when opened, {got} when read")
+        done = 0
+        while done < self.size:  # one call reads 2 GiB at most
+            got = self.file.readinto(data[done:].data)
+            if not got:
+                raise FileError(self.path, f"{self.size} bytes when opened, {done} when read")
+            done += got
         data.flags.writeable = False
         return data
 

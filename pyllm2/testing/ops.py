@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -233,6 +233,7 @@ def check_op(name: str, function: Callable[..., Any]) -> None:
     """
     op = OPS[name]
 
+    @settings(deadline=None)  # the first call may compile
     @given(op.inputs)
     def property_of_op(inputs: tuple[Any, ...]) -> None:
         kept = [a.copy() if isinstance(a, np.ndarray) else a for a in inputs]

@@ -1,0 +1,191 @@
+"""The ops of `ops.py` in Numba: same names, same order, loops explicit.
+
+`Ops("fast")` lets LLVM reorder sums and fuse multiply-add, and shares rows or heads between
+threads. `Ops("strict")` compiles the very same loops with neither: every sum in ascending order
+from +0, each step rounded to float32, libm's float32 functions, one thread. That is the order of
+the C oracle, so the two agree to the last bit.
+
+With NUMBA_DISABLE_JIT=1 the loops run as plain Python, for a debugger.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from numba import prange
+
+ZERO = np.float32(0)
+ONE = np.float32(1)
+EPS = np.float32(1e-5)
+ROPE_BASE = np.float32(10000)
+
+
+def embedding(tokens, table):  # type: ignore[no-untyped-def]
+    T, C = len(tokens), table.shape[1]
+    out = np.empty((T, C), np.float32)
+    for t in range(T):
+        for c in range(C):
+            out[t, c] = table[tokens[t], c]
+    return out
+
+
+def rmsnorm(x, weight):  # type: ignore[no-untyped-def]
+    T, C = x.shape
+    out = np.empty((T, C), np.float32)
+    for t in range(T):
+        squares = ZERO
+        for c in range(C):
+            squares += x[t, c] * x[t, c]
+        scale = ONE / np.float32(math.sqrt(squares / np.float32(C) + EPS))
+        for c in range(C):
+            out[t, c] = weight[c] * (scale * x[t, c])
+    return out
+
+
+def matmul(x, w):  # type: ignore[no-untyped-def]
+    (T, C), OC = x.shape, len(w)
+    out = np.empty((T, OC), np.float32)
+    for o in prange(OC):
+        for t in range(T):
+            total = ZERO
+            for c in range(C):
+                total += w[o, c] * x[t, c]
+            out[t, o] = total
+    return out
+
+
+def rope_tables(S, hs):  # type: ignore[no-untyped-def]
+    cos, sin = np.empty((S, hs // 2), np.float32), np.empty((S, hs // 2), np.float32)
+    for i in range(hs // 2):
+        h_over_hs = np.float32(2 * i) / np.float32(hs)
+        frequency = ONE / np.float32(math.pow(ROPE_BASE, h_over_hs))
+        for p in range(S):
+            angle = np.float32(np.float32(p) * frequency)
+            cos[p, i] = math.cos(angle)
+            sin[p, i] = math.sin(angle)
+    return cos, sin
+
+
+def rope(x, cos, sin):  # type: ignore[no-untyped-def]
+    T, N, hs = x.shape
+    out = np.empty((T, N, hs), np.float32)
+    for t in range(T):
+        for n in range(N):
+            for i in range(hs // 2):
+                a, b = x[t, n, 2 * i], x[t, n, 2 * i + 1]
+                out[t, n, 2 * i] = a * cos[t, i] - b * sin[t, i]
+                out[t, n, 2 * i + 1] = a * sin[t, i] + b * cos[t, i]
+    return out
+
+
+def softmax(x):  # type: ignore[no-untyped-def]
+    T, C = x.shape
+    out = np.empty((T, C), np.float32)
+    for t in range(T):
+        largest = x[t, 0]
+        for c in range(1, C):
+            if x[t, c] > largest:
+                largest = x[t, c]
+        total = ZERO
+        for c in range(C):
+            out[t, c] = math.exp(x[t, c] - largest)
+            total += out[t, c]
+        for c in range(C):
+            out[t, c] /= total
+    return out
+
+
+def attention(q, k, v):  # type: ignore[no-untyped-def]
+    (T, NH, hs), (P, NKV, _) = q.shape, k.shape
+    out = np.zeros((T, NH * hs), np.float32)
+    root = np.float32(math.sqrt(np.float32(hs)))
+    for h in prange(NH):
+        g = h // (NH // NKV)
+        a = np.empty(P, np.float32)
+        for t in range(T):
+            seen = P - T + t + 1
+            # pass 1: scores, and the largest of them
+            for p in range(seen):
+                score = ZERO
+                for i in range(hs):
+                    score += q[t, h, i] * k[p, g, i]
+                a[p] = score / root
+            largest = a[0]
+            for p in range(1, seen):
+                if a[p] > largest:
+                    largest = a[p]
+            # pass 2: softmax
+            total = ZERO
+            for p in range(seen):
+                a[p] = math.exp(a[p] - largest)
+                total += a[p]
+            for p in range(seen):
+                a[p] /= total
+            # pass 3: the weighted sum of the values, oldest position first
+            for p in range(seen):
+                for i in range(hs):
+                    out[t, h * hs + i] += a[p] * v[p, g, i]
+    return out
+
+
+def residual(x, y):  # type: ignore[no-untyped-def]
+    T, C = x.shape
+    out = np.empty((T, C), np.float32)
+    for t in range(T):
+        for c in range(C):
+            out[t, c] = x[t, c] + y[t, c]
+    return out
+
+
+def swiglu(gate, up):  # type: ignore[no-untyped-def]
+    T, F = gate.shape
+    out = np.empty((T, F), np.float32)
+    for t in range(T):
+        for f in range(F):
+            sigmoid = ONE / (ONE + np.float32(math.exp(-gate[t, f])))
+            out[t, f] = gate[t, f] * sigmoid * up[t, f]
+    return out
+
+
+_OPS = (
+    embedding, rmsnorm, matmul, rope_tables, rope, softmax, attention, residual, swiglu,
+)  # fmt: skip
+
+_FLAGS: dict[str, dict[str, Any]] = {
+    # Not nnan or ninf: a NaN must arrive. error_model: division as in C, no check for zero.
+    "fast": {"fastmath": {"reassoc", "contract"}, "error_model": "numpy"},
+    "strict": {"error_model": "numpy"},
+}
+
+
+class Ops:
+    """One build of every function above, as an ops module; compiled at its first call."""
+
+    def __init__(self, build: str) -> None:
+        self.build = build
+        for function in _OPS:
+            setattr(self, function.__name__, _compiled(function, build))
+
+
+def _compiled(function: Callable[..., Any], build: str) -> Any:
+    """The jitted twin of a function, kept on disk where that is possible.
+
+    Numba's cache tells entries apart by the function's qualified name, not by its flags: each
+    build gets a name of its own.
+    """
+    twin = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__
+    )
+    twin.__qualname__ = f"{function.__name__}_{build}"
+    twin.__module__ = function.__module__
+    parallel = build == "fast" and "prange" in function.__code__.co_names
+    flags = {**_FLAGS[build], "parallel": parallel}
+    try:
+        return numba.njit(cache=True, **flags)(twin)
+    except RuntimeError:  # "cannot cache function": no folder can be written
+        return numba.njit(**flags)(twin)
