@@ -211,11 +211,12 @@ class Session:
                 logits = model.forward(tokens, self.pos, self.cache, last_only)
             bad_rows = np.flatnonzero(~np.isfinite(logits).all(axis=-1))
             if len(bad_rows):
-                position = self.pos + len(tokens) - len(logits) + int(bad_rows[0])
-                where = model.where_not_finite(tokens, self.pos, self.cache)
+                at_end = len(tokens) - len(logits) + int(bad_rows[0]), "final norm and classifier"
+                found = model.where_not_finite(tokens, self.pos, self.cache)
+                row, place = found or at_end
                 raise NotFiniteError(
-                    f"{printable(self.owner.path)}: non-finite logits at position {position} "
-                    f"({where}), backend {self.owner.backend}"
+                    f"{printable(self.owner.path)}: non-finite logits at position {self.pos + row} "
+                    f"({place}), backend {self.owner.backend}"
                 )
         self.pos += len(tokens)
         return logits

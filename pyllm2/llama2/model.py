@@ -7,6 +7,7 @@ the final norm and the classifier.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -132,19 +133,28 @@ class Llama2:
         classifier = w.token_embedding if w.classifier is None else w.classifier
         return self.ops.matmul(self.ops.rmsnorm(x, w.final_norm), classifier)
 
-    def where_not_finite(self, tokens: NDArray[np.integer], pos: int, cache: KVCache) -> str:
-        """The first place at which feeding these tokens gives NaN or infinity, for the message.
+    def where_not_finite(
+        self, tokens: NDArray[np.integer], pos: int, cache: KVCache
+    ) -> tuple[int, str] | None:
+        """The first block whose output has NaN or infinity, and the first of these tokens there.
 
         The residual stream never recovers from either, so it is enough to look after each block.
+        None if the blocks are fine: then it is the final norm or the classifier.
         """
+        for place, x in self._blocks(tokens, pos, cache):
+            bad_rows = np.flatnonzero(~np.isfinite(x).all(axis=-1))
+            if len(bad_rows):
+                return int(bad_rows[0]), place
+        return None
+
+    def _blocks(
+        self, tokens: NDArray[np.integer], pos: int, cache: KVCache
+    ) -> Iterator[tuple[str, Array]]:
+        """The residual stream after each block, and the block's name."""
         x = self.ops.embedding(tokens, self.weights.token_embedding)
-        if not np.isfinite(x).all():
-            return "embedding"
+        yield "embedding", x
         for layer in range(self.config.n_layers):
             x = self.ops.residual(x, self.attention_block(x, layer, pos, cache))
-            if not np.isfinite(x).all():
-                return f"layer {layer}, attention"
+            yield f"layer {layer}, attention", x
             x = self.ops.residual(x, self.ffn_block(x, layer))
-            if not np.isfinite(x).all():
-                return f"layer {layer}, feed-forward"
-        return "final norm and classifier"
+            yield f"layer {layer}, feed-forward", x

@@ -25,7 +25,7 @@ EPS = np.float32(1e-5)
 ROPE_BASE = np.float32(10000)
 
 
-def embedding(tokens, table):  # type: ignore[no-untyped-def]
+def embedding(tokens, table):
     T, C = len(tokens), table.shape[1]
     out = np.empty((T, C), np.float32)
     for t in range(T):
@@ -34,7 +34,7 @@ def embedding(tokens, table):  # type: ignore[no-untyped-def]
     return out
 
 
-def rmsnorm(x, weight):  # type: ignore[no-untyped-def]
+def rmsnorm(x, weight):
     T, C = x.shape
     out = np.empty((T, C), np.float32)
     for t in range(T):
@@ -47,7 +47,7 @@ def rmsnorm(x, weight):  # type: ignore[no-untyped-def]
     return out
 
 
-def matmul(x, w):  # type: ignore[no-untyped-def]
+def matmul(x, w):
     (T, C), OC = x.shape, len(w)
     out = np.empty((T, OC), np.float32)
     for o in prange(OC):
@@ -59,7 +59,7 @@ def matmul(x, w):  # type: ignore[no-untyped-def]
     return out
 
 
-def rope_tables(S, hs):  # type: ignore[no-untyped-def]
+def rope_tables(S, hs):
     cos, sin = np.empty((S, hs // 2), np.float32), np.empty((S, hs // 2), np.float32)
     for i in range(hs // 2):
         h_over_hs = np.float32(2 * i) / np.float32(hs)
@@ -71,7 +71,7 @@ def rope_tables(S, hs):  # type: ignore[no-untyped-def]
     return cos, sin
 
 
-def rope(x, cos, sin):  # type: ignore[no-untyped-def]
+def rope(x, cos, sin):
     T, N, hs = x.shape
     out = np.empty((T, N, hs), np.float32)
     for t in range(T):
@@ -83,7 +83,7 @@ def rope(x, cos, sin):  # type: ignore[no-untyped-def]
     return out
 
 
-def softmax(x):  # type: ignore[no-untyped-def]
+def softmax(x):
     T, C = x.shape
     out = np.empty((T, C), np.float32)
     for t in range(T):
@@ -100,7 +100,7 @@ def softmax(x):  # type: ignore[no-untyped-def]
     return out
 
 
-def attention(q, k, v):  # type: ignore[no-untyped-def]
+def attention(q, k, v):
     (T, NH, hs), (P, NKV, _) = q.shape, k.shape
     out = np.zeros((T, NH * hs), np.float32)
     root = np.float32(math.sqrt(np.float32(hs)))
@@ -133,7 +133,7 @@ def attention(q, k, v):  # type: ignore[no-untyped-def]
     return out
 
 
-def residual(x, y):  # type: ignore[no-untyped-def]
+def residual(x, y):
     T, C = x.shape
     out = np.empty((T, C), np.float32)
     for t in range(T):
@@ -142,7 +142,7 @@ def residual(x, y):  # type: ignore[no-untyped-def]
     return out
 
 
-def swiglu(gate, up):  # type: ignore[no-untyped-def]
+def swiglu(gate, up):
     T, F = gate.shape
     out = np.empty((T, F), np.float32)
     for t in range(T):

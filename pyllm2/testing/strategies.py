@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from pyllm2.llama2 import ops as specification
 from pyllm2.llama2.config import Llama2Config
-from pyllm2.llama2.model import Llama2, Weights
+from pyllm2.llama2.model import Llama2
+from pyllm2.llama2.random_model import random_weights
 
 Array = NDArray[np.float32]
 Draw = Any
@@ -128,34 +129,6 @@ def configs(draw: Draw, most_vocab: int = 40) -> Llama2Config:
         n_kv_heads=NKV,
         vocab_size=draw(st.integers(1, most_vocab)),
         seq_len=draw(st.integers(1, 24)),
-    )
-
-
-def random_weights(config: Llama2Config, shared_classifier: bool, seed: int) -> Weights:
-    """Normal weights scaled by 1/√fan-in, so that the stream neither dies nor explodes."""
-    rng = np.random.default_rng(seed)
-    C, F, L, V = config.dim, config.hidden_dim, config.n_layers, config.vocab_size
-    KV = config.kv_dim
-
-    def normal(*shape: int) -> Array:
-        return rng.normal(0, 1 / math.sqrt(shape[-1]), shape).astype(np.float32)
-
-    def near_one(*shape: int) -> Array:
-        return rng.normal(1, 0.2, shape).astype(np.float32)
-
-    return Weights(
-        token_embedding=rng.normal(0, 1, (V, C)).astype(np.float32),
-        attention_norm=near_one(L, C),
-        wq=normal(L, C, C),
-        wk=normal(L, KV, C),
-        wv=normal(L, KV, C),
-        wo=normal(L, C, C),
-        ffn_norm=near_one(L, C),
-        w1=normal(L, F, C),
-        w2=normal(L, C, F),
-        w3=normal(L, F, C),
-        final_norm=near_one(C),
-        classifier=None if shared_classifier else normal(V, C),
     )
 
 

@@ -1,0 +1,36 @@
+"""Row 17: one weight that is not a number, in each kind of tensor; the message says where."""
+
+from __future__ import annotations
+
+import math
+
+from ..cli.tiny import poisoned
+from .case import GENERATE, Case
+
+PLACES = {
+    "token_embedding": "embedding",
+    "attention_norm": "layer 1, attention",
+    "wq": "layer 1, attention",
+    "wk": "layer 1, attention",
+    "wv": "layer 1, attention",
+    "wo": "layer 1, attention",
+    "ffn_norm": "layer 1, feed-forward",
+    "w1": "layer 1, feed-forward",
+    "w2": "layer 1, feed-forward",
+    "w3": "layer 1, feed-forward",
+    "final_norm": "final norm and classifier",
+    "classifier": "final norm and classifier",
+}
+VALUES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+NOT_FINITE = [
+    Case(
+        17,
+        f"{value}-in-{tensor}",
+        f"m.bin: non-finite logits at position 0 ({place}), backend numpy",
+        {"m.bin": poisoned(tensor, VALUES[value], layer=1)},
+        GENERATE,
+    )
+    for tensor, place in PLACES.items()
+    for value in VALUES
+]
