@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
+import os
 from collections.abc import Callable
 from typing import Any
 
 from pyllm2.errors import BackendError
 
 
-def _numpy() -> Any:
+def _numpy(threads: int | None) -> Any:
     return importlib.import_module("pyllm2.llama2.ops")
 
 
-def _c(build: str) -> Any:
-    return importlib.import_module("pyllm2.llama2.ops_c").Ops(build)
+def _c(build: str, threads: int | None) -> Any:
+    return importlib.import_module("pyllm2.llama2.ops_c").Ops(build, threads)
+
+
+def _numba(build: str, threads: int | None) -> Any:
+    import numba
+
+    if build == "fast" and not getattr(
+        numba.config, "DISABLE_JIT", 0
+    ):  # vector code cannot run as Python
+        return importlib.import_module("pyllm2.llama2.engine_numba").FastOps(threads)
+    return importlib.import_module("pyllm2.llama2.ops_numba").Ops(build)
 
 
 # name -> what gives the ops of the Llama half. Best first; a strict one is never the default.
-_OPS: dict[str, Callable[[], Any]] = {
+_OPS: dict[str, Callable[[int | None], Any]] = {
+    "numba": lambda threads: _numba("fast", threads),
+    "c": lambda threads: _c("fast", threads),
     "numpy": _numpy,
-    "c": lambda: _c("fast"),
-    "c-strict": lambda: _c("strict"),
+    "numba-strict": lambda threads: _numba("strict", threads),
+    "c-strict": lambda threads: _c("strict", threads),
 }
 
 NAMES = tuple(_OPS)
@@ -34,15 +49,35 @@ def default() -> str:
 
 def why_not(name: str) -> str | None:
     """One line that says why a backend cannot run here, fit to follow its name; None if it can."""
-    if name.startswith("c"):
+    family = name.removesuffix("-strict")
+    if family == "c":
         from pyllm2 import native
 
         return native.why_not()
+    if family == "numba":
+        return _why_not_numba()
     return None
 
 
-def ops(name: str) -> Any:
+@functools.cache
+def _why_not_numba() -> str | None:
+    if importlib.util.find_spec("numba") is None:
+        return "needs the numba package: pip install 'pyllm2[numba]'"
+    wanted = os.environ.get("NUMBA_NUM_THREADS", "1")
+    if not (wanted.isascii() and wanted.isdigit() and 1 <= int(wanted) <= 2**16):
+        return f"cannot be loaded: NUMBA_NUM_THREADS = {wanted!r}: expected 1 to {2**16}"
+    try:
+        importlib.import_module("numba")
+    except Exception as error:  # of an environment variable out of range, ValueError and others
+        return f"cannot be loaded: {str(error).splitlines()[0] if str(error) else error!r}"
+    return None
+
+
+def ops(name: str, threads: int | None = None) -> Any:
     """The ops module of a backend.
+
+    threads: how many numba and c may use (None: all processors, fewer for a small model). NumPy's
+    BLAS takes its number from OPENBLAS_NUM_THREADS, before NumPy is imported.
 
     Raises BackendError for a name that does not exist or a backend that cannot run here.
     """
@@ -51,4 +86,4 @@ def ops(name: str) -> Any:
     reason = why_not(name)
     if reason is not None:
         raise BackendError(f"backend {name!r} {reason}")
-    return _OPS[name]()
+    return _OPS[name](threads)

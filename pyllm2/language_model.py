@@ -36,18 +36,20 @@ def load(
     backend: str | None = None,
     memory_map: bool = False,
     lenient: bool = False,
+    threads: int | None = None,
 ) -> LanguageModel:
     """Open a checkpoint; the format is recognised by its content.
 
     tokenizer: a `tokenizer.bin`, a SentencePiece `.model`, or a Tokenizer; without one the model
     works on ids only. backend: a name of `pyllm2.backends.NAMES`; None takes the best there is.
     memory_map: page the weights in from the file instead of copying them into memory.
+    threads: see `pyllm2.backends.ops`.
     lenient: accept with a PyLLM2Warning what the original `run` accepts without noticing.
 
     Raises FileError or FormatError naming the file, the field, what was found and expected;
     BackendError.
     """
-    ops = backends.ops(backend or backends.default())
+    ops = backends.ops(backend or backends.default(), threads)
     model = _load_llama2(path, ops, memory_map, lenient)
     if not isinstance(tokenizer, (Tokenizer, type(None))):
         asked_by = printable(os.fspath(path))

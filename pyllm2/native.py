@@ -137,7 +137,8 @@ def _fingerprint(source: Path, flags: list[str]) -> str:
     """Everything that a library depends on, as 16 hex digits."""
     digest = hashlib.sha256()
     for file in (source, source.with_suffix(".h")):
-        digest.update(file.read_bytes())
+        if file.exists():
+            digest.update(file.read_bytes())
     for text in (*_BASE, *flags, _compiler_version(), platform.machine(), _cpu()):
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:16]

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import os
+
+# Before NumPy is imported. Test processes run side by side: BLAS threads that spin for more work
+# would take the processors from one another.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from pathlib import Path
 
 import pytest

@@ -53,6 +53,7 @@ def _run(argv: list[str]) -> int:
 def _dispatch(argv: list[str]) -> int:
     if argv[:1] == ["run"]:
         # A drop-in for another program: its arguments are not ours to parse.
+        _set_threads(None)
         from pyllm2.cli import run
 
         return run.main(argv[1:])
@@ -83,9 +84,13 @@ def _show_notes() -> None:
 
 def _set_threads(threads: int | None) -> None:
     """Before NumPy is imported: afterwards its BLAS no longer listens."""
+    # BLAS and OpenMP keep separate threads, and each spins after its work: together they would
+    # take the processors from one another. Both are told to sleep soon.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     if threads is not None:
-        for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
-            os.environ[name] = str(threads)
+        for library in ("OPENBLAS", "MKL", "OMP", "NUMBA"):
+            os.environ[f"{library}_NUM_THREADS"] = str(threads)
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:

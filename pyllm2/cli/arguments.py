@@ -9,6 +9,8 @@ from typing import NoReturn
 from pyllm2 import __version__, backends
 from pyllm2.errors import UsageError
 
+SHAPES = ("260K", "15M", "42M", "110M")
+
 
 class Parser(argparse.ArgumentParser):
     """argparse, but a usage error is our one line and `--temp` is not `--temperature`."""
@@ -135,6 +137,27 @@ def parser_of() -> Parser:
     tokenize.add_argument("--pieces", action="store_true", help="one line a token: id and piece")
     tokenize.add_argument("--no-bos", action="store_true", help="leave out the begin-of-text id")
     tokenize.add_argument("--eos", action="store_true", help="add the end-of-text id")
+
+    bench = command("bench", "race the backends, as shares of the machine's limits")
+    bench.add_argument("model", nargs="?", metavar="MODEL", help="a checkpoint; or see --shape")
+    bench.add_argument("--shape", choices=SHAPES, help="random weights of a published shape")
+    bench.add_argument("--save", metavar="FILE", help="keep the random checkpoint here")
+    bench.add_argument("--backends", metavar="A,B", help="by default all but the strict ones")
+    bench.add_argument(
+        "--against", action="append", default=[], metavar="PROGRAM",
+        help="also race a program that takes run.c's flags",
+    )  # fmt: skip
+    bench.add_argument("--threads", type=positive, metavar="N", help="by default all processors")
+    for flag, default, what in (
+        ("--prompt-tokens", 128, "length of the prompt"),
+        ("--new-tokens", 64, "steps to decode"),
+        ("--repeats", 5, "how often each is measured"),
+    ):
+        bench.add_argument(
+            flag, type=positive, default=default, metavar="N", help=f"{what}, default %(default)s"
+        )
+    bench.add_argument("--json", metavar="FILE", help="also write all samples")
+    bench.add_argument("--plot", metavar="FILE", help="also draw the shares (PNG, SVG, PDF)")
     return parser
 
 

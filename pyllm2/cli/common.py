@@ -21,7 +21,7 @@ MOST_PROMPT_BYTES = 2**26
 def open_model(options: argparse.Namespace) -> LanguageModel:
     """The model and tokenizer that the flags name."""
     tokenizer = options.tokenizer or _find_tokenizer(options.model)
-    return load(options.model, tokenizer, options.backend, options.mmap)
+    return load(options.model, tokenizer, options.backend, options.mmap, threads=options.threads)
 
 
 def _find_tokenizer(model: str) -> str:

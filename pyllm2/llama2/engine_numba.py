@@ -100,6 +100,8 @@ class Step:
     def __call__(self, token: int, pos: int) -> Array:
         """Logits after a token at a position, (1, V)."""
         self._counters[:] = 0
+        if ops_numba.forked:
+            self.threads = 1
         if not _kernel()(self._P, token, pos, self.threads):
             self.threads = 1  # the threads did not all come: never wait for them again
         return self.logits[None].copy()

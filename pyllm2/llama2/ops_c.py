@@ -30,9 +30,11 @@ def _pointer(a: NDArray[Any]) -> c_void_p:
 class Ops:
     """One build of the C library, as an ops module."""
 
-    def __init__(self, build: str) -> None:
+    def __init__(self, build: str, threads: int | None = None) -> None:
         self.build = build
         self._library = native.library("llama2", build)
+        if threads is not None and hasattr(self._library, "omp_set_num_threads"):
+            self._library.omp_set_num_threads(c_int32(threads))
 
     def _call(self, name: str, *arguments: Any) -> None:
         """Arrays become pointers, whole numbers int64."""

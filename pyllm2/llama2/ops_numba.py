@@ -10,7 +10,10 @@ With NUMBA_DISABLE_JIT=1 the loops run as plain Python, for a debugger.
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
+import os
 import types
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +21,9 @@ from typing import Any
 import numba
 import numpy as np
 from numba import prange
+from numba.core import event
+
+log = logging.getLogger("pyllm2")
 
 ZERO = np.float32(0)
 ONE = np.float32(1)
@@ -145,7 +151,7 @@ def residual(x, y):
 def swiglu(gate, up):
     T, F = gate.shape
     out = np.empty((T, F), np.float32)
-    for t in range(T):
+    for t in prange(T):
         for f in range(F):
             sigmoid = ONE / (ONE + np.float32(math.exp(-gate[t, f])))
             out[t, f] = gate[t, f] * sigmoid * up[t, f]
@@ -168,8 +174,51 @@ class Ops:
 
     def __init__(self, build: str) -> None:
         self.build = build
+        _announce_compiling()
         for function in _OPS:
-            setattr(self, function.__name__, _compiled(function, build))
+            compiled = _compiled(function, build)
+            if build == "fast" and _shares_work(function):
+                compiled = _unless_forked(compiled, _compiled(function, "strict"))
+            setattr(self, function.__name__, compiled)
+
+
+def _shares_work(function: Callable[..., Any]) -> bool:
+    return "prange" in function.__code__.co_names
+
+
+forked = False  # in a child of a process that has run parallel kernels, another would abort
+
+
+def _after_fork() -> None:
+    global forked
+    forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _unless_forked(parallel: Callable[..., Any], serial: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments: (serial if forked else parallel)(*arguments)
+
+
+class _Announcer(event.Listener):
+    """Says once that kernels are being compiled: it takes seconds, and only the first time."""
+
+    said = False
+
+    def on_start(self, _: Any) -> None:
+        if not _Announcer.said:
+            _Announcer.said = True
+            log.info("compiling the Numba kernels (first run only)")
+
+    def on_end(self, _: Any) -> None:
+        pass
+
+
+@functools.cache
+def _announce_compiling() -> None:
+    event.register("numba:compile", _Announcer())
 
 
 def _compiled(function: Callable[..., Any], build: str) -> Any:
@@ -183,8 +232,7 @@ def _compiled(function: Callable[..., Any], build: str) -> Any:
     )
     twin.__qualname__ = f"{function.__name__}_{build}"
     twin.__module__ = function.__module__
-    parallel = build == "fast" and "prange" in function.__code__.co_names
-    flags = {**_FLAGS[build], "parallel": parallel}
+    flags = {**_FLAGS[build], "parallel": build == "fast" and _shares_work(function)}
     try:
         return numba.njit(cache=True, **flags)(twin)
     except RuntimeError:  # "cannot cache function": no folder can be written

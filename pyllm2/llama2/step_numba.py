@@ -337,8 +337,9 @@ def _atomic_get(b, address):
 # ---- threads that meet ----------------------------------------------------------------------
 
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())
+_usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
 SPINS = 2000  # before a waiting thread offers its processor to others
-PATIENCE = 200_000  # spins until the first thread stops waiting for the others to start
+NAP, NAPS = 100, 2000  # microseconds; how many until the first thread stops waiting for others
 
 WAITING, TOGETHER, ALONE = 0, 1, 2
 
@@ -366,10 +367,10 @@ def _gather(counter, decision, tid, nt):
     _atomic_add(counter, 1)
     if tid == 0:
         spins = 0
-        while _atomic_get(counter) < nt and spins < PATIENCE:
+        while _atomic_get(counter) < nt and spins < SPINS + NAPS:
             spins += 1
             if spins > SPINS:
-                _sched_yield()
+                _usleep(np.uint32(NAP))
         _atomic_add(decision, TOGETHER if _atomic_get(counter) >= nt else ALONE)
     while _atomic_get(decision) == WAITING:
         _sched_yield()

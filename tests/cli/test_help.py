@@ -55,7 +55,7 @@ def test_help_shows_every_default(
     monkeypatch.setenv("COLUMNS", "400")
     text = said(tmp_path, name, "--help")
     for action in COMMANDS[name]._actions:
-        if action.default not in (None, False, "", argparse.SUPPRESS):
+        if action.default not in (None, False, "", [], argparse.SUPPRESS):
             flag = action.option_strings[0]
             assert re.search(rf"{flag} .*default:? {re.escape(str(action.default))}\b", text), flag
 

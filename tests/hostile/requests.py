@@ -42,8 +42,8 @@ OTHERS = [
     of_flags(63, "two-prompts", f"--prompt-file: not allowed with argument --prompt {HELP}",
              "--prompt", "a", "--prompt-file", "b"),
     Case(63, "command",
-         "COMMAND: invalid choice: 'serve' (choose from 'run', 'generate', 'chat', 'tokenize') "
-         "(see pyllm2 --help)", argv=("serve",), code=2),
+         "COMMAND: invalid choice: 'serve' (choose from 'run', 'generate', 'chat', 'tokenize', "
+         "'bench') (see pyllm2 --help)", argv=("serve",), code=2),
     Case(63, "no-model", f"the following arguments are required: MODEL {HELP}",
          argv=("generate",), code=2),
     Case(63, "run-backend", f"backend 'cuda' does not exist: choose from {', '.join(NAMES)}",

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import pyllm2
-from pyllm2 import backends
 from pyllm2.llama2 import ops
 from pyllm2.llama2.original import OriginalSampler, piece_bytes, shown
 from pyllm2.llama2.tokenizer import Tokenizer, from_vocabulary_file
 from pyllm2.rng import XorShift
 from pyllm2.sampling import probabilities
 from pyllm2.testing import OPS, assert_close, bounds, model_bound
+from tests.tested import BACKENDS, ops_of
 
 FP32_LOGITS = ["fp32_story24", "fp32_unicode", "fp32_long"]
 
@@ -84,13 +84,11 @@ def test_sampler(golden: Path) -> None:
             assert np.abs(p - from_bits(case["probs_bits"])).max() <= 2.0**-24, case["name"]
 
 
-@pytest.mark.parametrize("backend", backends.NAMES)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", FP32_LOGITS)
 def test_logits(golden: Path, name: str, backend: str) -> None:
     """The recorded logits and ours both lie within the propagated bound of float64."""
-    reason = backends.why_not(backend)
-    if reason is not None:
-        pytest.skip(f"backend {backend} {reason}")
+    ops_of(backend)
     case = next(c for c in read(golden, "logits.json") if c["name"] == name)
     model = pyllm2.load(golden / case["model"], backend=backend)
     recorded = np.load(golden / case["file"])

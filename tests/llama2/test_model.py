@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyllm2 import backends
 from pyllm2.llama2.model import Llama2
 from pyllm2.testing import model_bound, strategies
-
-
-def ops_of(backend: str) -> Any:
-    reason = backends.why_not(backend)
-    if reason is not None:
-        pytest.skip(f"backend {backend} {reason}")
-    return backends.ops(backend)
+from tests.tested import BACKENDS, ops_of
 
 
 def step_by_step(model: Llama2, tokens: np.ndarray) -> np.ndarray:
@@ -27,7 +18,7 @@ def step_by_step(model: Llama2, tokens: np.ndarray) -> np.ndarray:
     return np.stack(rows)
 
 
-@pytest.mark.parametrize("backend", backends.NAMES)
+@pytest.mark.parametrize("backend", BACKENDS)
 @given(data=st.data())
 def test_prefill_of_n_tokens_equals_n_single_steps(backend: str, data: st.DataObject) -> None:
     """Both lie within the propagated bound of the float64 evaluation of the same model."""
@@ -40,7 +31,7 @@ def test_prefill_of_n_tokens_equals_n_single_steps(backend: str, data: st.DataOb
     assert (np.abs(step_by_step(model, tokens) - value) <= error).all()
 
 
-@pytest.mark.parametrize("backend", backends.NAMES)
+@pytest.mark.parametrize("backend", BACKENDS)
 @given(data=st.data())
 def test_a_prompt_may_be_cut_anywhere(backend: str, data: st.DataObject) -> None:
     """Feeding a text in two pieces gives the last logits of feeding it whole."""
@@ -56,7 +47,7 @@ def test_a_prompt_may_be_cut_anywhere(backend: str, data: st.DataObject) -> None
     assert (np.abs(last[0] - value[-1]) <= error[-1]).all()
 
 
-@pytest.mark.parametrize("backend", [b for b in backends.NAMES if b != "numpy"])
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b in ("c", "c-strict", "numba")])
 @given(data=st.data())
 def test_a_whole_forward_equals_the_composition_of_ops(backend: str, data: st.DataObject) -> None:
     """Where a rival has the forward as one kernel: to the bit if strict, else within the bound."""
@@ -78,7 +69,7 @@ def test_a_whole_forward_equals_the_composition_of_ops(backend: str, data: st.Da
         assert (np.abs(last[0] - value[-1]) <= error[-1]).all()
 
 
-@pytest.mark.parametrize("backend", [b for b in backends.NAMES if b.endswith("-strict")])
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b.endswith("-strict")])
 @given(data=st.data())
 def test_strict_prefill_equals_single_steps_to_the_bit(backend: str, data: st.DataObject) -> None:
     """A strict build adds in one order, whatever the number of tokens in a call."""

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyllm2 import backends
 from pyllm2.sampling import argmax, multinomial, probabilities
 from pyllm2.testing import bounds, model_bound, strategies
-from tests.llama2.test_model import ops_of
+from tests.tested import BACKENDS, ops_of
 
 
 def logits_of(model: Any, tokens: np.ndarray) -> np.ndarray:
@@ -21,7 +20,7 @@ def logits_of(model: Any, tokens: np.ndarray) -> np.ndarray:
     return whole(model, tokens, 0, cache) if whole else model.forward(tokens, 0, cache)
 
 
-@pytest.mark.parametrize("backend", backends.NAMES)
+@pytest.mark.parametrize("backend", BACKENDS)
 @given(data=st.data())
 def test_greedy_tokens_agree_with_float64(backend: str, data: st.DataObject) -> None:
     """Wherever the best logit leads by more than both may be off, it is the token."""
@@ -34,7 +33,7 @@ def test_greedy_tokens_agree_with_float64(backend: str, data: st.DataObject) -> 
             assert argmax(row) == int(exact.argmax())
 
 
-@pytest.mark.parametrize("backend", backends.NAMES)
+@pytest.mark.parametrize("backend", BACKENDS)
 @given(data=st.data(), coin=st.integers(0, 2**24 - 1), temperature=st.sampled_from([0.5, 1.0, 2.0]))
 def test_drawn_tokens_agree_with_float64(
     backend: str, data: st.DataObject, coin: int, temperature: float

@@ -30,7 +30,9 @@ RULES = [
     ("pyllm2.*.random_model", ["numpy*", "pyllm2.*.config", "pyllm2.*.model"]),
     ("pyllm2.llama2.chat", []),
     ("pyllm2.llama2.tokenizer", ["pyllm2.errors", "pyllm2.formats*"]),
-    ("pyllm2.cli*", ["pyllm2*", "numpy*"]),
+    ("pyllm2.backends", ["pyllm2*", "numba"]),
+    ("pyllm2.bench", ["pyllm2*", "numpy*", "matplotlib*"]),
+    ("pyllm2.cli*", ["pyllm2*", "numpy*", "tabulate"]),
     ("pyllm2*", ["pyllm2*", "numpy*"]),
 ]
 NOBODY_IMPORTS = ["pyllm2.cli*", "pyllm2.testing*"]
