@@ -138,6 +138,9 @@ def parser_of() -> Parser:
     tokenize.add_argument("--no-bos", action="store_true", help="leave out the begin-of-text id")
     tokenize.add_argument("--eos", action="store_true", help="add the end-of-text id")
 
+    warmup = command("warmup", "compile every backend now, so that no later start waits")
+    warmup.add_argument("--threads", type=positive, metavar="N", help="by default all processors")
+
     bench = command("bench", "race the backends, as shares of the machine's limits")
     bench.add_argument("model", nargs="?", metavar="MODEL", help="a checkpoint; or see --shape")
     bench.add_argument("--shape", choices=SHAPES, help="random weights of a published shape")

@@ -79,7 +79,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
     path = tmp_path / "m.bin"
     path.write_bytes(b"old")
 
-
     def write_half() -> None:
         with atomic_write(path) as file:
             file.write(b"half of the n")
