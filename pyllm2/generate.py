@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from pyllm2.language_model import Session
+from pyllm2.session import Session
 
 # A long prompt is fed in pieces of this many tokens: attention makes T · P scores a head.
 PREFILL_CHUNK = 256

@@ -9,12 +9,11 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm2 import backends, memory
+from pyllm2 import backends
 from pyllm2.errors import (
     ConfigError,
     ContextError,
     FormatError,
-    NotFiniteError,
     PyLLM2Warning,
     TokenizerError,
     printable,
@@ -23,9 +22,10 @@ from pyllm2.formats import llama2c
 from pyllm2.formats.reader import open_source
 from pyllm2.generate import Token, generate_ids
 from pyllm2.llama2.config import Llama2Config
-from pyllm2.llama2.model import KVCache, Llama2, Weights
+from pyllm2.llama2.model import Llama2, Weights
 from pyllm2.llama2.tokenizer import BOS, EOS, Tokenizer, from_vocabulary_file
 from pyllm2.sampling import Sampler
+from pyllm2.session import Session
 
 Array = NDArray[np.float32]
 
@@ -112,7 +112,8 @@ class LanguageModel:
         Raises ContextError beyond the context; NotEnoughMemoryError, before anything is
         allocated, if the cache cannot fit.
         """
-        return Session(self, self.config.seq_len if positions is None else positions)
+        positions = self.config.seq_len if positions is None else positions
+        return Session(self.model, positions, self.backend, self.path)
 
     def logits(self, ids: Sequence[int]) -> Array:
         """The logits after each id of a text that begins with ids[0]: (T, V) float32.
@@ -161,67 +162,6 @@ class LanguageModel:
             data = b"" if self._tokenizer is None else self._tokenizer.decode_one(i, at_start)
             yield Token(i, data)
             at_start = i == BOS
-
-
-class Session:
-    """A conversation: a cache, and the position that comes next."""
-
-    def __init__(self, owner: LanguageModel, positions: int) -> None:
-        S = owner.config.seq_len
-        if not 0 <= positions <= S:
-            raise ContextError(f"{positions} tokens, context is {S}")
-        purpose = f"the key/value cache of {positions} positions"
-        remedy = "lower the context length"
-        memory.require(KVCache.nbytes(owner.config, positions), purpose, remedy)
-        self.owner, self.pos = owner, 0
-        try:
-            self.cache = owner.model.new_cache(positions)
-        except MemoryError:
-            memory.require(memory.limit() + 1, purpose, remedy)
-            raise
-
-    @property
-    def room(self) -> int:
-        """How many more tokens can be fed."""
-        return self.cache.positions - self.pos
-
-    def check(self, ids: Sequence[int]) -> None:
-        """Raises TokenizerError for an id outside the vocabulary, ContextError beyond the room."""
-        V = self.owner.config.vocab_size
-        for i in ids:
-            if not 0 <= i < V:
-                raise TokenizerError(f"token id {i}: the model has ids 0 to {V - 1}")
-        if len(ids) > self.room:
-            raise ContextError(
-                f"{len(ids)} tokens at position {self.pos}: room is for {self.cache.positions}"
-            )
-
-    def feed(self, ids: Sequence[int], last_only: bool = False) -> Array:
-        """Feed the next ids; the logits after each, (T, V), or after the last, (1, V).
-
-        Raises what `check` raises, and NotFiniteError naming the position and the layer.
-        """
-        self.check(ids)
-        tokens = np.asarray(ids, dtype=np.int64)
-        model = self.owner.model
-        with np.errstate(all="ignore"):  # what overflows is caught below, with its place
-            # A rival may have the whole forward as one kernel, tested equal to the composition.
-            whole = getattr(model.ops, "forward", None)
-            if whole is not None:
-                logits = whole(model, tokens, self.pos, self.cache, last_only)
-            else:
-                logits = model.forward(tokens, self.pos, self.cache, last_only)
-            bad_rows = np.flatnonzero(~np.isfinite(logits).all(axis=-1))
-            if len(bad_rows):
-                at_end = len(tokens) - len(logits) + int(bad_rows[0]), "final norm and classifier"
-                found = model.where_not_finite(tokens, self.pos, self.cache)
-                row, place = found or at_end
-                raise NotFiniteError(
-                    f"{printable(self.owner.path)}: non-finite logits at position {self.pos + row} "
-                    f"({place}), backend {self.owner.backend}"
-                )
-        self.pos += len(tokens)
-        return logits
 
 
 def check_sampling(temperature: float, top_p: float, seed: int) -> None:

@@ -15,15 +15,13 @@ It babbles in the words of its text, and is the smallest honest thing to run and
 from __future__ import annotations
 
 import argparse
-import io
 import math
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 
 from pyllm2.formats.llama2c import write_checkpoint
-from pyllm2.formats.sentencepiece_model import to_vocabulary
+from pyllm2.formats.sentencepiece_model import to_vocabulary, train_sentencepiece
 from pyllm2.formats.vocabulary import write_vocabulary
 from pyllm2.llama2.tokenizer import Tokenizer
 
@@ -33,25 +31,7 @@ SMOOTHING = 1e-6  # of a token never seen after another: possible, hardly ever d
 
 def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
     """Byte-pair pieces of the text, by the sentencepiece library with llama2.c's settings."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text.splitlines()),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        split_digits=True,
-        allow_whitespace_only_pieces=True,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        self_test_sample_size=0,
-        max_sentence_length=10**6,
-        minloglevel=2,
-    )
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    vocabulary = to_vocabulary(processor)
+    vocabulary = to_vocabulary(train_sentencepiece(text.splitlines(), vocab_size))
     return Tokenizer(vocabulary.pieces, vocabulary.scores)
 
 

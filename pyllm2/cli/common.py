@@ -11,7 +11,8 @@ from contextlib import suppress
 
 from pyllm2.errors import FileError
 from pyllm2.formats.reader import open_source
-from pyllm2.language_model import LanguageModel, Session, load
+from pyllm2.language_model import LanguageModel, load
+from pyllm2.session import Session
 
 DEFAULT_TOKENIZER = "tokenizer.bin"
 _STDIN = "-"
@@ -78,7 +79,7 @@ class Clock:
         now = time.perf_counter()
         prompt_seconds = (self.first or now) - self.began
         parts = [
-            f"backend {self.session.owner.backend}",
+            f"backend {self.session.backend}",
             f"seed {seed}",
             f"prompt {self.prompt_tokens} tokens in {prompt_seconds:.2f} s",
             f"{self.tokens} new tokens",

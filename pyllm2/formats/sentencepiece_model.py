@@ -6,6 +6,8 @@ newline, U+2581 becomes a space, byte pieces stay as their six characters.
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterable
 from typing import Any
 
 from pyllm2.errors import BackendError, FileError, FormatError
@@ -50,6 +52,34 @@ def read_sentencepiece(
             f"unknown, BOS, EOS = {', '.join(map(str, specials))}: a Llama-2 tokenizer has 0, 1, 2",
         )
     return to_vocabulary(model).cut_to(vocab_size, source.path, asked_by)
+
+
+def train_sentencepiece(lines: Iterable[str], vocab_size: int) -> Any:
+    """Train a BPE model with llama2.c's settings on lines of text; a `SentencePieceProcessor`.
+
+    But for one: runs of spaces are kept (`remove_extra_whitespaces` off), as the encoder keeps
+    them. A small text may give fewer pieces than asked for.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        self_test_sample_size=0,
+        max_sentence_length=10**6,
+        minloglevel=2,
+    )
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
 def to_vocabulary(model: Any) -> Vocabulary:

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pyllm2.errors import TokenizerError
-from pyllm2.formats.sentencepiece_model import to_vocabulary
+from pyllm2.formats.sentencepiece_model import to_vocabulary, train_sentencepiece
 from pyllm2.formats.vocabulary import write_vocabulary
 from pyllm2.llama2.tokenizer import BOS, EOS, Tokenizer, from_vocabulary_file, units
 from pyllm2.testing import strategies
@@ -94,24 +94,10 @@ def test_the_lower_id_of_equal_pieces_wins() -> None:
 @pytest.fixture(scope="module")
 def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A BPE model trained here, with the settings of llama2.c, spaces kept."""
-    sentencepiece = pytest.importorskip("sentencepiece")
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXT.splitlines() * 4),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=420,
-        character_coverage=1.0,
-        split_digits=True,
-        allow_whitespace_only_pieces=True,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        self_test_sample_size=0,
-        minloglevel=2,
-    )
+    pytest.importorskip("sentencepiece")
+    model = train_sentencepiece(TEXT.splitlines() * 4, 420)
     path = tmp_path_factory.mktemp("sp") / "trained.model"
-    path.write_bytes(model.getvalue())
+    path.write_bytes(model.serialized_model_proto())
     return path
 
 

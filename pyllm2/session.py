@@ -1,0 +1,78 @@
+"""A conversation with a model: its cache, and the position that comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyllm2 import memory
+from pyllm2.errors import ContextError, NotFiniteError, TokenizerError, printable
+from pyllm2.llama2.model import KVCache, Llama2
+
+Array = NDArray[np.float32]
+
+
+class Session:
+    """A conversation: a cache, and the position that comes next."""
+
+    def __init__(
+        self, model: Llama2, positions: int, backend: str, path: str = "the model"
+    ) -> None:
+        S = model.config.seq_len
+        if not 0 <= positions <= S:
+            raise ContextError(f"{positions} tokens, context is {S}")
+        purpose = f"the key/value cache of {positions} positions"
+        remedy = "lower the context length"
+        memory.require(KVCache.nbytes(model.config, positions), purpose, remedy)
+        self.model, self.backend, self.path = model, backend, path
+        self.pos = 0
+        try:
+            self.cache = model.new_cache(positions)
+        except MemoryError:
+            memory.require(memory.limit() + 1, purpose, remedy)
+            raise
+
+    @property
+    def room(self) -> int:
+        """How many more tokens can be fed."""
+        return self.cache.positions - self.pos
+
+    def check(self, ids: Sequence[int]) -> None:
+        """Raises TokenizerError for an id outside the vocabulary, ContextError beyond the room."""
+        V = self.model.config.vocab_size
+        for i in ids:
+            if not 0 <= i < V:
+                raise TokenizerError(f"token id {i}: the model has ids 0 to {V - 1}")
+        if len(ids) > self.room:
+            raise ContextError(
+                f"{len(ids)} tokens at position {self.pos}: room is for {self.cache.positions}"
+            )
+
+    def feed(self, ids: Sequence[int], last_only: bool = False) -> Array:
+        """Feed the next ids; the logits after each, (T, V), or after the last, (1, V).
+
+        Raises what `check` raises, and NotFiniteError naming the position and the layer.
+        """
+        self.check(ids)
+        tokens = np.asarray(ids, dtype=np.int64)
+        model = self.model
+        with np.errstate(all="ignore"):  # what overflows is caught below, with its place
+            # A rival may have the whole forward as one kernel, tested equal to the composition.
+            whole = getattr(model.ops, "forward", None)
+            if whole is not None:
+                logits = whole(model, tokens, self.pos, self.cache, last_only)
+            else:
+                logits = model.forward(tokens, self.pos, self.cache, last_only)
+            bad_rows = np.flatnonzero(~np.isfinite(logits).all(axis=-1))
+            if len(bad_rows):
+                at_end = len(tokens) - len(logits) + int(bad_rows[0]), "final norm and classifier"
+                found = model.where_not_finite(tokens, self.pos, self.cache)
+                row, place = found or at_end
+                raise NotFiniteError(
+                    f"{printable(self.path)}: non-finite logits at position {self.pos + row} "
+                    f"({place}), backend {self.backend}"
+                )
+        self.pos += len(tokens)
+        return logits
