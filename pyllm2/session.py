@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,21 +59,26 @@ class Session:
         self.check(ids)
         tokens = np.asarray(ids, dtype=np.int64)
         model = self.model
-        with np.errstate(all="ignore"):  # what overflows is caught below, with its place
-            # A rival may have the whole forward as one kernel, tested equal to the composition.
-            whole = getattr(model.ops, "forward", None)
-            if whole is not None:
-                logits = whole(model, tokens, self.pos, self.cache, last_only)
-            else:
+        # A rival may have the whole forward as one kernel, tested equal to the composition.
+        whole = getattr(model.ops, "forward", None)
+        if whole is not None:
+            logits: Array = whole(model, tokens, self.pos, self.cache, last_only)
+        else:
+            with np.errstate(all="ignore"):  # what overflows is caught below, with its place
                 logits = model.forward(tokens, self.pos, self.cache, last_only)
-            bad_rows = np.flatnonzero(~np.isfinite(logits).all(axis=-1))
-            if len(bad_rows):
-                at_end = len(tokens) - len(logits) + int(bad_rows[0]), "final norm and classifier"
-                found = model.where_not_finite(tokens, self.pos, self.cache)
-                row, place = found or at_end
-                raise NotFiniteError(
-                    f"{printable(self.path)}: non-finite logits at position {self.pos + row} "
-                    f"({place}), backend {self.backend}"
-                )
+        if not np.isfinite(logits).all():
+            self._refuse(tokens, logits)
         self.pos += len(tokens)
         return logits
+
+    def _refuse(self, tokens: NDArray[np.integer], logits: Array) -> NoReturn:
+        """Find the place at which numbers ceased to be numbers, and raise."""
+        bad_row = int(np.argmin(np.isfinite(logits).all(axis=-1)))
+        at_end = len(tokens) - len(logits) + bad_row, "final norm and classifier"
+        with np.errstate(all="ignore"):
+            found = self.model.where_not_finite(tokens, self.pos, self.cache)
+        row, place = found or at_end
+        raise NotFiniteError(
+            f"{printable(self.path)}: non-finite logits at position {self.pos + row} "
+            f"({place}), backend {self.backend}"
+        )

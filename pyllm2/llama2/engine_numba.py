@@ -42,6 +42,9 @@ class FastOps(ops_numba.Ops):
             if step is None:
                 step = cache.numba_step = Step(model, cache, self.threads)
             return step(int(tokens[0]), pos)
+        step = getattr(cache, "numba_step", None)
+        if step is not None:
+            step.remembered = min(step.remembered, pos)
         prompt = type(model)(model.config, model.weights, _PromptOps(self))
         return prompt.forward(tokens, pos, cache, last_only)
 
@@ -84,6 +87,13 @@ class Step:
             "CLASSIFIER": classifier, "KEYS": cache.keys, "VALUES": cache.values,
             "COS": cache.cos, "SIN": cache.sin, "COUNTERS": self._counters,
         }  # fmt: skip
+        # The keys once more, as the kernel likes them: blocks of 16 positions, (hs, 16) each.
+        L, NKV, hs = config.n_layers, config.n_kv_heads, config.head_size
+        n_blocks = -(-cache.positions // 16)
+        arrays["BLOCKS"] = _lines(L * NKV * n_blocks * hs * 16, np.float32)
+        self._blocks = arrays["BLOCKS"].reshape(L, NKV, n_blocks, hs, 16)
+        self._keys = cache.keys
+        self.remembered = 0  # positions that the blocks hold
         self._arrays = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
         assert self._arrays["KEYS"] is cache.keys  # the kernel writes into the cache itself
         sizes = {
@@ -99,12 +109,23 @@ class Step:
 
     def __call__(self, token: int, pos: int) -> Array:
         """Logits after a token at a position, (1, V)."""
+        if self.remembered != pos:  # a prompt has been fed since, or the conversation starts over
+            self._remember(pos)
+        self.remembered = pos + 1
         self._counters[:] = 0
         if ops_numba.forked:
             self.threads = 1
         if not _kernel()(self._P, token, pos, self.threads):
             self.threads = 1  # the threads did not all come: never wait for them again
         return self.logits[None].copy()
+
+    def _remember(self, positions: int) -> None:
+        """Copy the keys of the first positions from the cache into the blocks."""
+        L, NKV, _, hs, _ = self._blocks.shape
+        n = -(-positions // 16)
+        keys = np.zeros((L, 16 * n, NKV, hs), np.float32)
+        keys[:, :positions] = self._keys[:, :positions]
+        self._blocks[:, :, :n] = keys.reshape(L, n, 16, NKV, hs).transpose(0, 3, 1, 4, 2)
 
 
 _compiled: list[Any] = []

@@ -209,6 +209,20 @@ def _dot(rows: int) -> Any:
 _dot4, _dot1 = _dot(4), _dot(1)
 
 
+@_emits(types.void)
+def _scores(b, out, keys, q, hs, blocks):
+    """q · key for sixteen positions at a time: element i of all sixteen lies side by side."""
+    total = cgutils.alloca_once(b, V16)
+    with cgutils.for_range(b, blocks, intp=I64) as block:
+        b.store(_splat_constant(0.0), total)
+        with cgutils.for_range(b, hs, intp=I64) as i:
+            row = b.add(b.mul(block.index, hs), i.index)
+            element = _splat(b, _load(b, b.add(q, b.mul(i.index, I64(4))), F32))
+            sixteen = _load(b, b.add(keys, b.mul(row, I64(LINE))))
+            b.store(_fma(b, element, sixteen, b.load(total)), total)
+        _store(b, b.load(total), b.add(out, b.mul(block.index, I64(LINE))))
+
+
 @_emits(types.float32, divisor=types.float32)
 def _scale_and_largest(b, a, n, divisor):
     """a /= divisor in place; the largest."""
@@ -383,9 +397,9 @@ def _gather(counter, decision, tid, nt):
 (
     C, F, L, NH, NKV, HS, V, POSITIONS,
     EMBEDDING, ATTENTION_NORM, WQ, WK, WV, WO, FFN_NORM, W1, W2, W3, FINAL_NORM, CLASSIFIER,
-    KEYS, VALUES, COS, SIN, LOGITS, X, Q, OUT, GATE, UP, Z, DELTA, SCRATCH, SCRATCH_STRIDE,
-    COUNTERS, P_SIZE,
-) = range(36)  # fmt: skip
+    KEYS, VALUES, COS, SIN, BLOCKS, LOGITS, X, Q, OUT, GATE, UP, Z, DELTA, SCRATCH,
+    SCRATCH_STRIDE, COUNTERS, P_SIZE,
+) = range(37)  # fmt: skip
 
 
 @njit(error_model="numpy")
@@ -407,13 +421,17 @@ def _rope(to, x, cos, sin, hs):
 
 
 @njit(error_model="numpy")
-def _attend(out, q, k, v, stride, seen, hs, scores):
+def _remember(block, key, pos, hs):
+    """Put a rotated key where `_scores` finds it: blocks of 16 positions, (hs, 16) each."""
+    place = block + (pos // 16 * hs * 16 + pos % 16) * 4
+    for i in range(hs):
+        _put(place + LINE * i, _get(key + 4 * i))
+
+
+@njit(error_model="numpy")
+def _attend(out, q, blocks, v, stride, seen, hs, scores):
     """One head: scores of `seen` keys, softmax, the mix of their values."""
-    quarter = seen // 4
-    for p in range(quarter):  # the vector that stays is the query, the rows are keys
-        _dot4(scores + 4 * p, 4 * quarter, k + p * stride, quarter * stride, q, hs)
-    for p in range(4 * quarter, seen):
-        _dot1(scores + 4 * p, 0, k + p * stride, 0, q, hs)
+    _scores(scores, blocks, q, hs, (seen + 15) // 16)  # what lies beyond `seen` is not looked at
     largest = _scale_and_largest(scores, seen, np.float32(math.sqrt(np.float32(hs))))
     total = _exp_and_sum(scores, seen, largest)
     _mix(out, v, stride, scores, seen, hs, total)
@@ -432,29 +450,30 @@ def _worker(P, token, pos, tid, nt):
     f0, f1 = f * tid // nt, f * (tid + 1) // nt
     h0, h1 = nh * tid // nt, nh * (tid + 1) // nt
     g0, g1 = nkv * tid // nt, nkv * (tid + 1) // nt
+    head = (P[POSITIONS] + 15) // 16 * 16 * hs * 4  # bytes of one head's keys in blocks
     mine = nkv % nt == 0  # then a thread's query heads read only keys that it makes itself
 
     source = P[EMBEDDING] + 4 * token * c  # the residual stream, at first the embedding's row
     for layer in range(P[L]):
-        keys = P[KEYS] + 4 * layer * P[POSITIONS] * kv
         values = P[VALUES] + 4 * layer * P[POSITIONS] * kv
-        key, value = keys + 4 * pos * kv, values + 4 * pos * kv
+        key = P[KEYS] + 4 * (layer * P[POSITIONS] + pos) * kv
+        blocks = P[BLOCKS] + layer * nkv * head
 
         _rmsnorm(y, source, P[ATTENTION_NORM] + 4 * layer * c, c)
         _matvec(P[Q], P[WQ] + 4 * layer * c * c, y, c, h0 * hs, h1 * hs)
         _matvec(key, P[WK] + 4 * layer * kv * c, y, c, g0 * hs, g1 * hs)
-        _matvec(value, P[WV] + 4 * layer * kv * c, y, c, g0 * hs, g1 * hs)
+        _matvec(values + 4 * pos * kv, P[WV] + 4 * layer * kv * c, y, c, g0 * hs, g1 * hs)
         for g in range(g0, g1):
             _rope(key + 4 * g * hs, key + 4 * g * hs, cos, sin, hs)
+            _remember(blocks + g * head, key + 4 * g * hs, pos, hs)
         if not mine:
             _barrier(bar, nt, phase)
             phase += 1
         for h in range(h0, h1):
-            q, shared = P[Q] + 4 * h * hs, 4 * (h // mul) * hs
+            q, out, g = P[Q] + 4 * h * hs, P[OUT] + 4 * h * hs, h // mul
             _rope(q, q, cos, sin, hs)
-            _attend(
-                P[OUT] + 4 * h * hs, q, keys + shared, values + shared, 4 * kv, seen, hs, scores
-            )
+            v = values + 4 * g * hs
+            _attend(out, q, blocks + g * head, v, 4 * kv, seen, hs, scores)
         _barrier(bar, nt, phase)
 
         _matvec(P[DELTA], P[WO] + 4 * layer * c * c, P[OUT], c, c0, c1)
