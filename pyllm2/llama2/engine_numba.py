@@ -50,17 +50,23 @@ class FastOps(ops_numba.Ops):
 
 
 class _PromptOps:
-    """The plain ops but for `matmul`: many rows at once are what BLAS is for."""
+    """The plain ops, but products by BLAS, and vector code where `exp` and sums take the time."""
 
     def __init__(self, ops: FastOps) -> None:
         self._ops = ops
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("rmsnorm", "swiglu", "attention") and not ops_numba.forked:
+            return step_numba.kernel(f"prompt_{name}")
         return getattr(self._ops, name)
 
     @staticmethod
     def matmul(x: Array, w: Array) -> Array:
         return x @ w.T
+
+    @staticmethod
+    def residual(x: Array, y: Array) -> Array:
+        return x + y
 
 
 class Step:
@@ -115,7 +121,7 @@ class Step:
         self._counters[:] = 0
         if ops_numba.forked:
             self.threads = 1
-        if not _kernel()(self._P, token, pos, self.threads):
+        if not step_numba.kernel("step")(self._P, token, pos, self.threads):
             self.threads = 1  # the threads did not all come: never wait for them again
         return self.logits[None].copy()
 
@@ -126,15 +132,6 @@ class Step:
         keys = np.zeros((L, 16 * n, NKV, hs), np.float32)
         keys[:, :positions] = self._keys[:, :positions]
         self._blocks[:, :, :n] = keys.reshape(L, n, 16, NKV, hs).transpose(0, 3, 1, 4, 2)
-
-
-_compiled: list[Any] = []
-
-
-def _kernel() -> Any:
-    if not _compiled:
-        _compiled.append(step_numba.compiled(parallel=True))
-    return _compiled[0]
 
 
 def _lines(size: int, dtype: Any) -> NDArray[Any]:

@@ -23,6 +23,7 @@ RULES = [
     ("pyllm2.*.config", ["pyllm2.errors"]),
     ("pyllm2.*.ops", ["numpy*"]),
     ("pyllm2.*.engine_numba", ["numpy*", "numba*", "pyllm2.*.ops_numba", "pyllm2.*.step_numba"]),
+    ("pyllm2.*.step_numba", ["numpy*", "numba*", "llvmlite*", "pyllm2.*.vectors_numba"]),
     ("pyllm2.*.*_numba", ["numpy*", "numba*", "llvmlite*"]),
     ("pyllm2.*.ops_c*", ["numpy*", "pyllm2.native"]),
     ("pyllm2.native", ["numpy*", "pyllm2.errors", "filelock", "platformdirs"]),
