@@ -53,6 +53,7 @@ void llama2_matmul_naive(float *out, const float *x, const float *w,
                          int64_t T, int64_t C, int64_t OC)
 {
     for (int64_t t = 0; t < T; t++) {
+        LLAMA2_PARALLEL_IF(C * OC > LLAMA2_WORTH_THREADS)
         for (int64_t o = 0; o < OC; o++) {
             float sum = 0.0f;
             for (int64_t c = 0; c < C; c++) {
@@ -85,6 +86,9 @@ static inline void dot4(float sum[4], const float *one, const float *four,
  * system fetches ahead in four distant places better than in one. */
 void llama2_matmul(float *out, const float *x, const float *w, int64_t T, int64_t C, int64_t OC)
 {
+#ifdef LLAMA2_PLAIN_MATMUL  /* for timing only: the original's loops, a row at a time */
+    llama2_matmul_naive(out, x, w, T, C, OC);
+#else
     const int64_t fours = T / 4 * 4;
     if (fours > 0) {
         LLAMA2_PARALLEL_IF(fours * C * OC > LLAMA2_WORTH_THREADS)
@@ -111,6 +115,7 @@ void llama2_matmul(float *out, const float *x, const float *w, int64_t T, int64_
         llama2_matmul_naive(out + t * OC + 4 * quarter, x + t * C, w + 4 * quarter * C,
                             1, C, OC - 4 * quarter);
     }
+#endif
 }
 
 /* cos, sin of angle = position / 10000^(h/hs), h = 0, 2, 4 ..., for positions pos .. pos+T-1.
