@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import hypothesis.extra.numpy as hnp
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pyllm2.errors import NotFiniteError
 from pyllm2.rng import STATE_OF_SEED_0, XorShift
-from pyllm2.sampling import Sampler, argmax, multinomial, nucleus, probabilities
+from pyllm2.sampling import Sampler, argmax, multinomial, nucleus, probabilities, sample_top_p
 
 V = st.integers(1, 60)
 logits = hnp.arrays(
@@ -134,3 +134,89 @@ def test_seed_zero_is_a_fixed_documented_state() -> None:
     """The generator could never leave a state of 0."""
     assert Sampler(seed=0).rng.state == STATE_OF_SEED_0
     assert XorShift(0).next_u32() == 0
+
+
+# Every way to share eight eighths among one to three ids: sums are exact, so coins can meet them.
+EIGHTHS = [
+    np.float32(counts) / np.float32(8)
+    for V in (1, 2, 3)
+    for counts in product(range(9), repeat=V)
+    if sum(counts) == 8
+]
+
+
+def test_a_sum_equal_to_the_coin_does_not_exceed_it() -> None:
+    """The first id whose running sum is above the coin, in all small exact cases."""
+    for p, coin in product(EIGHTHS, np.arange(8) / 8):
+        expected = next(i for i in range(len(p)) if p[: i + 1].sum() > coin)
+        assert multinomial(p, coin) == expected, (p, coin)
+
+
+def test_top_p_is_the_plain_rule() -> None:
+    """Sort by (-p, id), keep until the sum exceeds top_p, scale the coin: all small exact cases."""
+    for p, top_p, coin in product(EIGHTHS, np.arange(1, 8) / 8, np.arange(8) / 8):
+        order = sorted(range(len(p)), key=lambda i, p=p: (-p[i], i))
+        sums = np.cumsum(p[order])
+        kept = int((sums <= top_p).sum()) + 1
+        chosen = int((sums <= coin * sums[kept - 1]).sum())
+        assert nucleus(p, top_p)[0].tolist() == order[:kept], (p, top_p)
+        assert sample_top_p(p, top_p, coin) == order[chosen], (p, top_p, coin)
+
+
+@given(logits, st.sampled_from([0.5, 1.0, 3.0]))
+def test_probabilities_are_the_plain_loop(x: Any, temperature: float) -> None:
+    """To the bit: exp rounded from float64, and one running sum in float32, id by id."""
+    scaled = x / np.float32(temperature)
+    e = np.exp((scaled - scaled.max()).astype(np.float64)).astype(np.float32)
+    total = np.float32(0)
+    for one in e:
+        total += one
+    np.testing.assert_array_equal(probabilities(x, temperature), e / total)
+
+
+@given(logits, st.sampled_from([0.5, 1.0, 3.0]), st.sampled_from([0.0, 0.3, 0.9, 1.0]), seeds)
+def test_a_sampler_is_its_parts(x: Any, temperature: float, top_p: float, seed: int) -> None:
+    """Softmax at its temperature, its generator's coins; multinomial where top_p is 0 or 1."""
+    sampler, coins = Sampler(temperature, top_p, seed), XorShift(seed or STATE_OF_SEED_0)
+    p = probabilities(x, temperature)
+    for _ in range(5):
+        coin = coins.next_float()
+        drawn = sample_top_p(p, top_p, coin) if 0 < top_p < 1 else multinomial(p, coin)
+        assert sampler(x) == drawn or p[drawn] == 0
+
+
+def test_below_the_coin_it_is_the_last_possible_id() -> None:
+    """As near to the original's V - 1 as a possible id can be."""
+    x = np.append(np.random.default_rng(5).normal(0, 1, 400), [-200, -200]).astype(np.float32)
+    sampler = Sampler(1.0, 1.0, 1)
+
+    class AboveAll:
+        def next_float(self) -> float:
+            return 1.5
+
+    sampler.rng = AboveAll()  # type: ignore[assignment]
+    assert sampler(x) == 399
+
+
+@given(seeds)
+def test_the_generator_is_xorshift64_star(seed: int) -> None:
+    """Three shifts and one product, in NumPy's 64-bit integers, which wrap by themselves."""
+    rng, x = XorShift(seed), np.array([seed], np.uint64)
+    for _ in range(4):
+        x ^= x >> np.uint64(12)
+        x ^= x << np.uint64(25)
+        x ^= x >> np.uint64(27)
+        assert rng.next_u32() == (x * np.uint64(0x2545F4914F6CDD1D) >> np.uint64(32))[0]
+        assert rng.state == x[0]
+
+
+def test_the_generators_first_word_is_the_documented_one() -> None:
+    """The example of its docstring, which is the original's."""
+    assert XorShift(42).next_u32() == 0x56CE4AB7
+
+
+@given(seeds)
+def test_a_coin_is_the_upper_24_bits_of_a_word(seed: int) -> None:
+    """So it is below 1 and exact in float32."""
+    words, coins = XorShift(seed), XorShift(seed)
+    assert coins.next_float() * 2**24 == words.next_u32() >> 8

@@ -176,7 +176,8 @@ class Ops:
         self.build = build
         _announce_compiling()
         for function in _OPS:
-            compiled = _compiled(function, build)
+            # The tables' roundings are part of the model: p·(1/power) must not become p/power.
+            compiled = _compiled(function, "strict" if function is rope_tables else build)
             if build == "fast" and _shares_work(function):
                 compiled = _unless_forked(compiled, _compiled(function, "strict"))
             setattr(self, function.__name__, compiled)

@@ -147,6 +147,13 @@ def minus_infinity_is_zero(op: Any, x: Array) -> None:
     assert_close(op(padded)[:, :-1], bounds.softmax(x), "beside -inf")
 
 
+def one_that_towers_takes_all(op: Any, x: Array) -> None:
+    """At whatever place it stands: the others underflow to 0 and nothing overflows."""
+    C = x.shape[1]
+    found = op(np.diag(np.full(C, 1e4, dtype=np.float32)))
+    _same(found, np.eye(C), "softmax of 1e4 among zeros is 1 there")
+
+
 def future_does_not_change_the_past(op: Any, q: Array, k: Array, v: Array) -> None:
     """Causality: other keys and values at the last position leave earlier queries alone."""
     k2, v2 = k.copy(), v.copy()
@@ -201,7 +208,12 @@ OPS = {
             "softmax",
             strategies.softmax_inputs(),
             bounds.softmax,
-            [sums_to_one, shift_changes_nothing, minus_infinity_is_zero],
+            [
+                sums_to_one,
+                shift_changes_nothing,
+                minus_infinity_is_zero,
+                one_that_towers_takes_all,
+            ],
         ),
         Op(
             "attention",

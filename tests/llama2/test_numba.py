@@ -63,6 +63,20 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(data: st.DataObject) ->
     np.testing.assert_array_equal(*logits)
 
 
+@given(data=st.data())
+def test_a_conversation_may_start_over_in_the_same_cache(data: st.DataObject) -> None:
+    """What the step kernel remembers of an earlier conversation does not leak into the next."""
+    model = data.draw(strategies.models(backends.ops("numba")))
+    old, new = (data.draw(strategies.token_ids(model.config)) for _ in range(2))
+    used, fresh = model.new_cache(model.config.seq_len), model.new_cache(model.config.seq_len)
+    for pos, token in enumerate(old):
+        model.ops.forward(model, np.array([token]), pos, used)
+    for cache in (used, fresh):
+        model.ops.forward(model, new[:-1], 0, cache) if len(new) > 1 else None
+    last = [model.ops.forward(model, new[-1:], len(new) - 1, cache) for cache in (used, fresh)]
+    np.testing.assert_array_equal(*last)
+
+
 def test_threads_that_do_not_all_come_are_not_waited_for() -> None:
     """More than the pool has run one after the other: no barrier would open. One works alone."""
     import numba

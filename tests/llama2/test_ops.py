@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from pyllm2.testing import OPS, check_op
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyllm2.llama2 import ops as specification
+from pyllm2.testing import OPS, assert_close, bounds, check_op, strategies
 from tests.tested import BACKENDS, ops_of
 
 
@@ -13,3 +19,45 @@ from tests.tested import BACKENDS, ops_of
 def test_op_stays_inside_its_bound_and_obeys_its_laws(name: str, backend: str) -> None:
     """Against a float64 evaluation, with a bound derived from the drawn data."""
     check_op(name, getattr(ops_of(backend), name))
+
+
+def with_gaps(a: np.ndarray) -> np.ndarray:
+    """The same numbers in a view whose memory is transposed and half unused."""
+    memory = np.full([2 * n for n in a.shape[::-1]], 7, a.dtype)
+    view = memory[(slice(None, None, 2),) * a.ndim].T
+    view[...] = a
+    return view
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", [name for name in OPS if name != "rope_tables"])
+@given(data=st.data())
+def test_the_layout_of_an_array_does_not_matter(
+    name: str, backend: str, data: st.DataObject
+) -> None:
+    """What is handed to C as a pointer must be made contiguous first."""
+    inputs = data.draw(OPS[name].inputs)
+    found = getattr(ops_of(backend), name)(*map(with_gaps, inputs))
+    assert_close(found, OPS[name].bound(*inputs), name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("hs", [2, 6, 8, 48, 64, 128])
+def test_rope_angles_are_rounded_to_float32(backend: str, hs: int) -> None:
+    """Power, frequency and product: far out that moves a cosine by more than all else together."""
+    h_over_hs = np.arange(0, hs, 2, dtype=np.float32) / np.float32(hs)
+    power = (10000.0 ** h_over_hs.astype(np.float64)).astype(np.float32)
+    angle = np.arange(4000, dtype=np.float32)[:, None] * (np.float32(1) / power)
+    exact = np.exp(1j * angle.astype(np.float64))
+    cos, sin = ops_of(backend).rope_tables(4000, hs)
+    for found, expected in ((cos, exact.real), (sin, exact.imag)):
+        assert np.abs(found - expected).max() <= 2 * bounds.COS_ULP * bounds.U
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b.endswith("-strict")])
+@given(inputs=strategies.matmul_inputs())
+def test_a_strict_matmul_is_the_naive_one_to_the_bit(backend: str, inputs: Any) -> None:
+    """One running sum, ascending, rounded after every step."""
+    found = ops_of(backend).matmul(*inputs)
+    expected = specification._matmul_naive(*inputs)
+    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -159,3 +159,101 @@ def _loaded(sentencepiece: Any, path: Any) -> Any:
     if str(path) not in _cache:
         _cache[str(path)] = sentencepiece.SentencePieceProcessor(model_file=str(path))
     return _cache[str(path)]
+
+
+BYTE_PIECES = [b"<0x%02X>" % i for i in range(256)]
+
+
+def spelled(*pieces: bytes, floor: float = -1.0) -> Tokenizer:
+    """Specials spelled plainly, bytes, a space, every printable character, then `pieces`."""
+    letters = [bytes([i]) for i in range(0x20, 0x7F)]
+    every = [b"<unk>", b"<s>", b"</s>", *BYTE_PIECES, *letters, *pieces]
+    return Tokenizer(every, [0.0] * (len(every) - len(pieces)) + [floor] * len(pieces))
+
+
+@given(tokenizers(), anything, st.booleans(), st.booleans())
+def test_bos_comes_first_and_eos_last(t: Tokenizer, data: bytes, bos: bool, eos: bool) -> None:
+    """Around whatever the text is, and no id for an empty text."""
+    text = t.encode(data, bos=False)
+    assert t.encode(data, bos, eos) == [BOS] * bos + text + [EOS] * eos
+    assert bool(text) == bool(data)
+
+
+@pytest.mark.parametrize("text", ["<s>", "</s>", "<unk>", "<0x41>"])
+def test_a_special_cannot_be_spelled(text: str) -> None:
+    """Though merges lead to its very bytes."""
+    t = spelled(*(text[:n].encode() for n in range(2, len(text))))
+    assert t.encode(text, bos=False)[-2:] == [t.pieces.index(text[:-1].encode()), 259 + 30]
+
+
+def test_a_merge_must_score_more_than_the_floor() -> None:
+    """-1e10 itself, which float32 holds exactly, is too little."""
+    ids = {s: spelled(b"ab", floor=s).encode("ab", bos=False) for s in (-1e10, -9.9e9)}
+    assert [len(found) for found in ids.values()] == [3, 2]
+
+
+def test_a_byte_token_counts_in_its_own_place_and_spelling_only() -> None:
+    """Two of them exchanged, or in lower case, are pieces like any other."""
+    for wrong in ({0x41: b"<0x42>", 0x42: b"<0x41>"}, {0xAB: b"<0xab>"}):
+        pieces = [wrong.get(i, piece) for i, piece in enumerate(BYTE_PIECES)]
+        t = Tokenizer([b"<unk>", b"<s>", b"</s>", *pieces, b" "], [0.0] * 260)
+        for byte, piece in wrong.items():
+            assert t.decode([3 + byte]) == piece
+
+
+@given(tokenizers(), anything)
+def test_a_character_in_the_vocabulary_is_one_id(t: Tokenizer, data: bytes) -> None:
+    """Bytes are only for those that it lacks, in their order."""
+    expected = []
+    for unit in units(data):
+        known = [i for i in range(259, t.vocab_size) if t.pieces[i] == unit]
+        expected += known[:1] or [3 + byte for byte in unit]
+    assert t._characters(data) == expected
+
+
+def test_lone_surrogates_are_the_bytes_that_they_escape() -> None:
+    """As in a prompt from the command line that is not UTF-8."""
+    t = spelled()
+    assert t.encode("a\udcff", bos=False) == t.encode(b"a\xff", bos=False)
+
+
+# Few characters and many pieces of them, with few scores: nearly everything merges, with ties.
+@st.composite
+def dense_tokenizers(draw: Any) -> Tokenizer:
+    letters = [b" ", b"a", b"b"]
+    two = [x + y for x in letters for y in letters]
+    three = [x + y for x in letters for y in two]
+    longer = draw(st.lists(st.sampled_from(two + three), unique=True, min_size=4))
+    scores = [draw(st.sampled_from([-1.0, -2.0])) for _ in longer]
+    pieces = [b"<unk>", b"<s>", b"</s>", *BYTE_PIECES, *letters, *longer]
+    return Tokenizer(pieces, [0.0] * (259 + len(letters)) + scores)
+
+
+@given(dense_tokenizers(), st.text(" ab", max_size=20).map(str.encode))
+def test_where_much_can_merge_the_same_holds(t: Tokenizer, data: bytes) -> None:
+    """Ties go to the left, as in the plain rule, and every space but the first comes back."""
+    ids = t._dummy_prefix() + t._characters(data)
+    assert t._merge(ids) == t._merge_naive(ids)
+    assert t.decode(t.encode(data)) == data
+
+
+def test_of_equal_merges_the_leftmost_goes_first() -> None:
+    """Three letters, two equal pairs."""
+    t = spelled(b"aa")
+    assert [t.pieces[i] for i in t.encode("aaa", bos=False)] == [b" ", b"aa", b"a"]
+
+
+def test_one_space_is_dropped_at_the_start_and_no_more() -> None:
+    """Though the first piece begins with two."""
+    t = spelled(b"  ")
+    assert t.decode(t.encode(" a")) == b" a"
+
+
+def test_stray_continuation_bytes_are_cut_after_four() -> None:
+    """Every short string of an ASCII, a leading and a continuation byte."""
+    for n in range(7):
+        for data in map(bytes, product(b"a\xc3\x80", repeat=n)):
+            found = units(data)
+            assert b"".join(found) == data
+            assert all(len(unit) <= 4 and not unit[1:].strip(b"\x80") for unit in found)
+            assert all(len(a) == 4 or b[:1] != b"\x80" for a, b in pairwise(found))
