@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str]) -> int:
     """The order is the original's: flags, clamping, model, steps, vocabulary, sampler, mode."""
     path, flags = _parse(arguments)
-    temperature, top_p = (atof(flags.get(*default)) for default in (("t", "1.0"), ("p", "0.9")))
+    temperature, top_p = _float32(flags.get("t", "1.0")), _float32(flags.get("p", "0.9"))
     if temperature < 0:
         temperature = 0.0
     if top_p < 0 or top_p > 1:  # NaN is neither, and stays
@@ -79,6 +79,12 @@ def _run(arguments: Sequence[str]) -> int:
     else:
         raise OriginalUsageError(f"-m {mode!r}: expected generate or chat")
     return 0
+
+
+def _float32(text: str) -> float:
+    """As the original keeps it: 1.00000001 is 1, and so within [0, 1]."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(atof(text)))
 
 
 def _parse(arguments: Sequence[str]) -> tuple[str, dict[str, str]]:

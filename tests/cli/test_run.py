@@ -36,6 +36,16 @@ def test_the_last_of_repeated_flags_wins(tmp_path: Path) -> None:
     assert twice.out.startswith(b"-a")
 
 
+def test_numbers_are_rounded_to_float32_before_they_are_clamped(tmp_path: Path) -> None:
+    """A top-p just above 1 is 1, so within the range: plain multinomial, not 0.9."""
+    lay_out(tmp_path)
+    hot = ("run", "m.bin", "-z", "t.bin", "--backend", "numpy", "-t", "50", "-s", "3", "-n", "12")
+    one, above, default = (
+        in_process((*hot, "-p", p), tmp_path).out for p in ("1", "1.00000001", "7")
+    )
+    assert above == one != default
+
+
 def test_steps_count_the_prompt(tmp_path: Path) -> None:
     """Four steps show four tokens; what is cut of the prompt is said on stderr."""
     lay_out(tmp_path)
