@@ -225,11 +225,13 @@ def _products_seconds(config: Llama2Config, w: Weights, T: int) -> float:
     """The matrix products of a prefill, on the model's own weights, and nothing else."""
     rng = np.random.default_rng(0)
     by_width = {n: rng.standard_normal((T, n), np.float32) for n in (config.dim, config.hidden_dim)}
+    every = (w.wq, w.wk, w.wv, w.wo, w.w1, w.w3, w.w2)
+    matrices = [matrix for matrix in every if isinstance(matrix, np.ndarray)]
+    last = w.classifier if isinstance(w.classifier, np.ndarray) else w.token_embedding
     began = time.perf_counter()
     for layer in range(config.n_layers):
-        for matrix in (w.wq, w.wk, w.wv, w.wo, w.w1, w.w3, w.w2):
+        for matrix in matrices:
             by_width[matrix.shape[2]] @ matrix[layer].T
-    last = w.token_embedding if w.classifier is None else w.classifier
     by_width[config.dim][-1:] @ last.T
     return time.perf_counter() - began
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,12 @@ from pyllm2.errors import (
     TokenizerError,
     printable,
 )
-from pyllm2.formats import llama2c
-from pyllm2.formats.reader import open_source
+from pyllm2.formats import llama2c, llama2c_q8
+from pyllm2.formats.reader import Source, open_source
 from pyllm2.generate import Token, generate_ids
 from pyllm2.llama2.config import Llama2Config
 from pyllm2.llama2.model import Llama2, Weights
+from pyllm2.llama2.quantized import Quantized
 from pyllm2.llama2.tokenizer import BOS, EOS, Tokenizer, from_vocabulary_file
 from pyllm2.sampling import Sampler
 from pyllm2.session import Session
@@ -49,33 +51,59 @@ def load(
     Raises FileError or FormatError naming the file, the field, what was found and expected;
     BackendError.
     """
-    ops = backends.ops(backend or backends.default(), threads)
-    model = _load_llama2(path, ops, memory_map, lenient)
+    name = backend or backends.default()
+    model = _load_llama2(path, backends.ops(name, threads), memory_map, lenient)
     if not isinstance(tokenizer, (Tokenizer, type(None))):
         asked_by = printable(os.fspath(path))
         tokenizer, notes = from_vocabulary_file(
             tokenizer, model.config.vocab_size, asked_by, lenient
         )
         _warn(notes)
-    return LanguageModel(model, tokenizer, backend or backends.default(), os.fspath(path))
+    return LanguageModel(model, tokenizer, name, os.fspath(path))
 
 
-def _load_llama2(
-    path: str | os.PathLike[str], ops: object, memory_map: bool, lenient: bool
-) -> Llama2:
+def _load_llama2(path: str | os.PathLike[str], ops: Any, memory_map: bool, lenient: bool) -> Llama2:
     with open_source(path) as source:
         header = llama2c.read_header(source)
-        try:
-            config = Llama2Config(**header.values)
-        except ConfigError as error:
-            byte = header.byte_of[error.name]
-            llama2c.refuse_if_another_kind(source)
-            raise FormatError.field(
-                source.path, error.name, error.found, byte, error.expected
-            ) from None
-        tensors, notes = llama2c.read_tensors(source, header, memory_map, lenient)
+        config = check_config(source, header)
+        if header.version == 2:
+            arrays, notes = llama2c_q8.read_q8_tensors(source, header, memory_map, lenient)
+            weights = _quantized_weights(arrays, header.group_size, ops)
+        else:
+            tensors, notes = llama2c.read_tensors(source, header, memory_map, lenient)
+            weights = Weights(**tensors)
     _warn(notes)
-    return Llama2(config, Weights(**tensors), ops)  # type: ignore[arg-type]
+    return Llama2(config, weights, ops)
+
+
+def check_config(source: Source, header: llama2c.Header) -> Llama2Config:
+    """The hyperparameters of a header, if they can be those of a model.
+
+    Raises FormatError naming the field and its byte.
+    """
+    try:
+        return Llama2Config(**header.values)
+    except ConfigError as error:
+        byte = header.byte_of[error.name]
+        llama2c.refuse_if_another_kind(source)
+        raise FormatError.field(
+            source.path, error.name, error.found, byte, error.expected
+        ) from None
+
+
+def _quantized_weights(arrays: dict[str, NDArray[Any]], group_size: int, ops: Any) -> Weights:
+    """int8 matrices with their scales; the embedding expanded once, and kept as classifier too."""
+    tensors: dict[str, Any] = {}
+    for name, array in arrays.items():
+        scales = arrays.get(f"{name}_scales")
+        if scales is not None:
+            tensors[name] = Quantized(array, scales, group_size)
+        elif not name.endswith("_scales"):
+            tensors[name] = array
+    embedding = tensors["token_embedding"][0]
+    tensors["classifier"] = tensors["classifier"][0] if "classifier" in tensors else embedding
+    tensors["token_embedding"] = ops.dequantize(embedding.values, embedding.scales, group_size)
+    return Weights(**tensors)
 
 
 def _warn(notes: Sequence[str]) -> None:

@@ -138,6 +138,22 @@ def parser_of() -> Parser:
     tokenize.add_argument("--no-bos", action="store_true", help="leave out the begin-of-text id")
     tokenize.add_argument("--eos", action="store_true", help="add the end-of-text id")
 
+    export = command("export", "write a checkpoint in another of llama2.c's formats")
+    export.add_argument("source", metavar="IN", help="a checkpoint of any version")
+    export.add_argument("target", metavar="OUT", help="the file to write")
+    export.add_argument(
+        "--format", choices=("v0", "v1", "v2"), required=True, help="float32, float32, int8"
+    )
+    _add_group_size(export)
+
+    quantize = command("quantize", "write a checkpoint in int8, with a scale for each group")
+    quantize.add_argument("source", metavar="IN", help="a float32 checkpoint")
+    quantize.add_argument("target", metavar="OUT", help="the file to write")
+    _add_group_size(quantize)
+    quantize.add_argument("--report", action="store_true", help="say what it cost, by tensor")
+    quantize.add_argument("--text", metavar="FILE", help="and on this text (with --tokenizer)")
+    quantize.add_argument("--tokenizer", metavar="FILE", help="see generate")
+
     warmup = command("warmup", "compile every backend now, so that no later start waits")
     warmup.add_argument("--threads", type=positive, metavar="N", help="by default all processors")
 
@@ -162,6 +178,17 @@ def parser_of() -> Parser:
     bench.add_argument("--json", metavar="FILE", help="also write all samples")
     bench.add_argument("--plot", metavar="FILE", help="also draw the shares (PNG, SVG, PDF)")
     return parser
+
+
+def _add_group_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--group-size", type=positive, default=64, metavar="N",
+        help="of int8; halved until it divides both widths, default %(default)s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--like-original", action="store_true",
+        help="halve it until it divides dim only, which may lose inputs of w2",
+    )  # fmt: skip
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

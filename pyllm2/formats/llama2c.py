@@ -1,4 +1,4 @@
-"""llama2.c's checkpoints: v0 (legacy, no magic) and v1 (float32 with a real header).
+"""llama2.c's checkpoints: v0 (legacy, no magic), v1 (float32, a real header), v2 (int8).
 
 v0 is seven int32 — dim, hidden_dim, n_layers, n_heads, n_kv_heads, ±vocab_size, seq_len — and
 float32 arrays without a gap. A negative vocab_size says that the classifier has its own matrix
@@ -7,7 +7,7 @@ at the end of the file. The two RoPE tables before it are dead weight: skipped w
 v1 is 256 bytes of header (magic "24ka", version, the seven int32 with a positive vocab_size, one
 byte: 1 if the classifier is shared) and the arrays in another order, without RoPE tables.
 
-v2 (int8 in groups) is recognised and named, not read.
+v2 has v1's header with the group size at byte 37; its body is in `llama2c_q8`.
 
 Little-endian throughout. Tensors come back as views of one read-only buffer.
 """
@@ -35,6 +35,7 @@ FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size"
 V0_HEADER_BYTES = 28
 V1_HEADER_BYTES = 256
 SHARED_FLAG_BYTE = 36
+GROUP_SIZE_BYTE = 37  # an int32, unaligned
 MOST_TOKENS = 2**24  # no vocabulary is larger
 
 
@@ -47,6 +48,7 @@ class Header:
     byte_of: dict[str, int]
     shared_classifier: bool
     size: int  # of the header itself, in bytes
+    group_size: int = 0  # of version 2
 
 
 def read_header(source: Source) -> Header:
@@ -81,16 +83,18 @@ def _read_header_with_magic(source: Source) -> Header:
     if len(head) < V1_HEADER_BYTES:
         raise FormatError(path, f"{len(head)} bytes: header needs {V1_HEADER_BYTES}")
     (version,) = struct.unpack_from("<i", head, 4)
-    if version == 2:
-        raise FileError(path, "is an int8 checkpoint (llama2.c version 2): not supported yet")
-    if version != 1:
+    if version not in (1, 2):
         raise FormatError.field(path, "version", version, 4, "1 and 2 are supported")
     values = dict(zip(FIELDS, struct.unpack_from("<7i", head, 8), strict=True))
     byte_of = {name: 8 + 4 * i for i, name in enumerate(FIELDS)}
     flag = head[SHARED_FLAG_BYTE]
     if flag > 1:
         raise FormatError.field(path, "shared_classifier", flag, SHARED_FLAG_BYTE, "must be 0 or 1")
-    return Header(1, values, byte_of, bool(flag), V1_HEADER_BYTES)
+    group_size = 0
+    if version == 2:
+        byte_of["group_size"] = GROUP_SIZE_BYTE
+        (group_size,) = struct.unpack_from("<i", head, GROUP_SIZE_BYTE)
+    return Header(version, values, byte_of, bool(flag), V1_HEADER_BYTES, group_size)
 
 
 def refuse_if_another_kind(source: Source) -> None:
@@ -143,15 +147,37 @@ def read_tensors(
 
     Raises FormatError with the size found and needed.
     """
-    tensors: dict[str, tuple[int, tuple[int, ...]]] = {}
+    rows = layout(header.version, header.values, header.shared_classifier)
+    places, warnings = place(
+        source, header, [(name, 4 * math.prod(s)) for name, s in rows], lenient
+    )
+    data = source.read_all(memory_map, aligned_byte=header.size)
+    arrays = {
+        name: data[places[name] : places[name] + 4 * math.prod(shape)].view("<f4").reshape(shape)
+        for name, shape in rows
+        if not name.startswith("rope_")
+    }
+    return arrays, warnings
+
+
+def place(
+    source: Source, header: Header, sizes: list[tuple[str, int]], lenient: bool = False
+) -> tuple[dict[str, int], list[str]]:
+    """Where each part of the body begins, and what to warn about; compares with the file's size.
+
+    sizes: name and bytes of each part, in order, as Python integers: no product wraps.
+
+    Raises FormatError with the size found and needed.
+    """
+    places = {}
     end = header.size
     ends_short_in = None
-    for name, shape in layout(header.version, header.values, header.shared_classifier):
-        tensors[name] = (end, shape)
-        end += 4 * math.prod(shape)  # Python integers: no product wraps
+    for name, nbytes in sizes:
+        places[name] = end
+        end += nbytes
         if end > source.size and ends_short_in is None:
             ends_short_in = name
-    warnings = []
+    path, warnings = source.path, []
     if ends_short_in is not None:
         dead_weight = header.shared_classifier and ends_short_in in ("rope_cos", "rope_sin")
         words = (
@@ -161,21 +187,29 @@ def read_tensors(
         if not (lenient and dead_weight):
             refuse_if_another_kind(source)
             raise FormatError(source.path, f"{words}: download incomplete?")
-        warnings.append(f"{source.path}: {words}: playing on, these tables are not used")
+        warnings.append(f"{path}: {words}: playing on, these tables are not used")
     elif source.size > end:
         words = f"{source.size - end} bytes after the last tensor (which ends at byte {end})"
         if not lenient:
             refuse_if_another_kind(source)
             raise FormatError(source.path, f"{words}: not a file of this shape")
-        warnings.append(f"{source.path}: {words}: ignored")
+        warnings.append(f"{path}: {words}: ignored")
+    return places, warnings
 
-    data = source.read_all(memory_map, aligned_byte=header.size)
-    arrays = {}
-    for name, (start, shape) in tensors.items():
-        if not name.startswith("rope_"):
-            nbytes = 4 * math.prod(shape)
-            arrays[name] = data[start : start + nbytes].view("<f4").reshape(shape)
-    return arrays, warnings
+
+def header_bytes(
+    version: int, values: Mapping[str, int], shared_classifier: bool, group_size: int = 0
+) -> bytes:
+    """The header of a file to write."""
+    numbers = [values[name] for name in FIELDS]
+    if version == 0:
+        V_at = FIELDS.index("vocab_size")
+        numbers[V_at] = numbers[V_at] if shared_classifier else -numbers[V_at]
+        return struct.pack("<7i", *numbers)
+    header = struct.pack("<Ii7iB", MAGIC, version, *numbers, shared_classifier)
+    if version == 2:
+        header += struct.pack("<i", group_size)
+    return header.ljust(V1_HEADER_BYTES, b"\0")
 
 
 def write_checkpoint(
@@ -195,14 +229,7 @@ def write_checkpoint(
     shared = "classifier" not in tensors
     rows = layout(version, values, shared)
     with atomic_write(path) as file:
-        numbers = [values[name] for name in FIELDS]
-        if version == 0:
-            V_at = FIELDS.index("vocab_size")
-            numbers[V_at] = numbers[V_at] if shared else -numbers[V_at]
-            file.write(struct.pack("<7i", *numbers))
-        else:
-            header = struct.pack("<Ii7iB", MAGIC, version, *numbers, shared)
-            file.write(header.ljust(V1_HEADER_BYTES, b"\0"))
+        file.write(header_bytes(version, values, shared))
         tables = _rope_tables(values) if version == 0 else {}
         for name, shape in rows:
             array = tables[name] if name in tables else tensors[name]

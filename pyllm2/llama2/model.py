@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm2.llama2.config import Llama2Config
+from pyllm2.llama2.quantized import Quantized
 
 Array = NDArray[np.float32]
+Matrices = NDArray[np.float32] | Quantized
 
 
 class Ops(Protocol):
@@ -30,24 +32,30 @@ class Ops(Protocol):
     attention: Any
     residual: Any
     swiglu: Any
+    quantize: Any
+    matmul_q8: Any
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Every learned array, one slice a layer. Matrices are (out, in)."""
+    """Every learned array, one slice a layer. Matrices are (out, in), float32 or int8 in groups.
+
+    Of a quantised model the norms and the embedding are float32 all the same (the embedding is
+    expanded once), and the classifier is a matrix of its own, int8.
+    """
 
     token_embedding: Array  # (V, C)
     attention_norm: Array  # (L, C)
-    wq: Array  # (L, NH·hs, C)
-    wk: Array  # (L, NKV·hs, C)
-    wv: Array  # (L, NKV·hs, C)
-    wo: Array  # (L, C, NH·hs)
+    wq: Matrices  # (L, NH·hs, C)
+    wk: Matrices  # (L, NKV·hs, C)
+    wv: Matrices  # (L, NKV·hs, C)
+    wo: Matrices  # (L, C, NH·hs)
     ffn_norm: Array  # (L, C)
-    w1: Array  # (L, F, C)   gate
-    w2: Array  # (L, C, F)   down
-    w3: Array  # (L, F, C)   up
+    w1: Matrices  # (L, F, C)   gate
+    w2: Matrices  # (L, C, F)   down
+    w3: Matrices  # (L, F, C)   up
     final_norm: Array  # (C,)
-    classifier: Array | None = None  # (V, C); None: shared with token_embedding
+    classifier: Matrices | None = None  # (V, C); None: shared with token_embedding
 
 
 class KVCache:
@@ -111,27 +119,44 @@ class Llama2:
         cos, sin = cache.cos[pos:P], cache.sin[pos:P]
 
         y = ops.rmsnorm(x, w.attention_norm[layer])
-        q = ops.matmul(y, w.wq[layer]).reshape(T, NH, hs)
-        k = ops.matmul(y, w.wk[layer]).reshape(T, NKV, hs)
-        v = ops.matmul(y, w.wv[layer]).reshape(T, NKV, hs)
+        q, k, v = self.products(y, w.wq[layer], w.wk[layer], w.wv[layer])
+        q, k, v = q.reshape(T, NH, hs), k.reshape(T, NKV, hs), v.reshape(T, NKV, hs)
         q = ops.rope(q, cos, sin)
         cache.keys[layer, pos:P] = ops.rope(k, cos, sin)
         cache.values[layer, pos:P] = v
         out = ops.attention(q, cache.keys[layer, :P], cache.values[layer, :P])  # (T, C)
-        return ops.matmul(out, w.wo[layer])
+        (projected,) = self.products(out, w.wo[layer])
+        return projected
 
     def ffn_block(self, x: Array, layer: int) -> Array:
         """Norm, widen to F twice (gate and up), multiply, narrow. x: (T, C)   ->   (T, C)"""
         ops, w = self.ops, self.weights
         y = ops.rmsnorm(x, w.ffn_norm[layer])
-        z = ops.swiglu(ops.matmul(y, w.w1[layer]), ops.matmul(y, w.w3[layer]))  # (T, F)
-        return ops.matmul(z, w.w2[layer])
+        gate, up = self.products(y, w.w1[layer], w.w3[layer])  # (T, F) each
+        (narrowed,) = self.products(ops.swiglu(gate, up), w.w2[layer])
+        return narrowed
 
     def classify(self, x: Array) -> Array:
         """Final norm and one logit for every id of the vocabulary. x: (T, C)   ->   (T, V)"""
         w = self.weights
         classifier = w.token_embedding if w.classifier is None else w.classifier
-        return self.ops.matmul(self.ops.rmsnorm(x, w.final_norm), classifier)
+        (logits,) = self.products(self.ops.rmsnorm(x, w.final_norm), classifier)
+        return logits
+
+    def products(self, x: Array, *matrices: Matrices) -> list[Array]:
+        """x times each matrix. For int8 ones x is quantised, once for all of them.
+
+        x: (T, C)   matrices: (OC, C) each   ->   (T, OC) each
+        """
+        ops, first = self.ops, matrices[0]
+        if not isinstance(first, Quantized):
+            return [ops.matmul(x, w) for w in matrices]
+        values, scales = ops.quantize(x, first.group_size)
+        return [
+            ops.matmul_q8(values, scales, w.values, w.scales, w.group_size)
+            for w in matrices
+            if isinstance(w, Quantized)
+        ]
 
     def where_not_finite(
         self, tokens: NDArray[np.integer], pos: int, cache: KVCache

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+Int8 = NDArray[np.int8]
 
 EPS = np.float32(1e-5)
 ROPE_BASE = 10000.0
@@ -139,3 +140,64 @@ def swiglu(gate: Array, up: Array) -> Array:
     with np.errstate(over="ignore"):
         sigmoid = ONE / (ONE + np.exp(-gate))
     return gate * sigmoid * up
+
+
+# ---- int8 in groups ("Q8_0") -----------------------------------------------------------------
+
+
+def quantize(x: Array, group_size: int) -> tuple[Int8, Array]:
+    """Round activations to int8, each group of a row by its own scale, as while running.
+
+        scale = max|x| / 127        value = round(x / scale), half away from zero
+
+    x: (T, C)   ->   values: (T, C) int8   scales: (T, C // group_size)
+    A group of zeros has scale 0 and values 0. What is left over after the last whole group is 0.
+    (Weights, quantised once when a file is made, round half to even instead: `formats.llama2c`.)
+    """
+    T, C = x.shape
+    whole = C // group_size * group_size
+    groups = x[:, :whole].reshape(T, C // group_size, group_size)
+    scales = np.max(np.abs(groups), axis=-1) / np.float32(127)  # (T, C // group_size)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quotient = np.where(scales[..., None] > 0, groups / scales[..., None], 0)
+    # Through float64: adding a half in float32 would round a quotient just below it up.
+    rounded = np.copysign(np.floor(np.abs(quotient, dtype=np.float64) + 0.5), quotient)
+    values = np.zeros((T, C), dtype=np.int8)
+    values[:, :whole] = np.clip(rounded, -127, 127).reshape(T, whole)
+    return values, scales
+
+
+def dequantize(values: Int8, scales: Array, group_size: int) -> Array:
+    """Back to float32: value · scale, groups counted over the flattened array.
+
+    values: any shape, int8   scales: (groups,)   ->   values' shape
+    """
+    flat = np.zeros(values.size, dtype=np.float32)
+    whole = len(scales) * group_size
+    groups = values.reshape(-1)[:whole].reshape(-1, group_size)
+    flat[:whole] = (groups * scales[:, None]).reshape(-1)
+    return flat.reshape(values.shape)
+
+
+def matmul_q8(x: Int8, x_scales: Array, w: Int8, w_scales: Array, group_size: int) -> Array:
+    """`matmul` of quantised rows: exact integer sums in a group, float32 across groups.
+
+        out[t, i] = Σ_g (Σ_j x[t, j] · w[i, j]) · w_scale · x_scales[t, g]      j in group g
+
+    x: (T, C) int8   x_scales: (T, C // group_size)   w: (OC, C) int8   w_scales: (groups,)
+    ->   (T, OC) float32
+
+    Groups of w are cut from the flattened matrix. Where group_size does not divide C they straddle
+    rows, and llama2.c does what is written here: the last C mod group_size inputs are dropped and
+    the scale is that of the group in which a product's first element lies. Deterministic, and not
+    what the file meant; such files are played as they always were.
+    """
+    (T, C), OC = x.shape, len(w)
+    out = np.zeros((T, OC), dtype=np.float32)
+    for g in range(C // group_size):
+        j = slice(g * group_size, (g + 1) * group_size)
+        # float32 holds integers below 2²⁴ exactly; float64 any group there is.
+        integers = (x[:, j].astype(np.float64) @ w[:, j].T.astype(np.float64)).astype(np.float32)
+        first = np.arange(OC) * C + g * group_size
+        out += integers * w_scales[first // group_size] * x_scales[:, g : g + 1]
+    return out

@@ -195,6 +195,33 @@ def swiglu(gate: ArrayLike, up: ArrayLike, growth: Growth = gamma) -> Bounded:
     return Bounded(value, SLACK * relative * np.abs(value) + underflow)
 
 
+def matmul_q8(
+    x: NDArray[np.int8],
+    x_scales: ArrayLike,
+    w: NDArray[np.int8],
+    w_scales: ArrayLike,
+    group_size: int,
+    growth: Growth = gamma,
+) -> Bounded:
+    """Exact integers a group; two products with scales and a sum across groups in float32.
+
+    So γ of n_groups + 2 on the sum of absolute terms, for groups below 2²⁴ / 127² = 1040.
+    """
+    (T, C), OC = x.shape, len(w)
+    x_scales, w_scales = np.asarray(x_scales, np.float64), np.asarray(w_scales, np.float64)
+    value, total = np.zeros((T, OC)), np.zeros((T, OC))
+    n_groups = C // group_size
+    for g in range(n_groups):
+        j = slice(g * group_size, (g + 1) * group_size)
+        scales = w_scales[(np.arange(OC) * C + g * group_size) // group_size]
+        term = (x[:, j].astype(np.int64) @ w[:, j].T.astype(np.int64)) * scales
+        term = term * x_scales[:, g : g + 1]
+        value += term
+        total += np.abs(term)
+    underflow = n_groups * TINY * (1 + np.max(np.abs(x_scales), initial=0))
+    return Bounded(value, growth(n_groups + 2) * total + underflow)
+
+
 class Perturbed:
     """An ops module in float64 that knocks every result up or down by its bound, at random.
 

@@ -186,6 +186,16 @@ def very_negative_gate_gives_zero(op: Any, gate: Array, up: Array) -> None:
     assert not op(np.full_like(gate, -1e4), up).any()
 
 
+def scales_are_linear(
+    op: Any, x: Any, x_scales: Array, w: Any, w_scales: Array, group_size: int
+) -> None:
+    """Twice the scale is twice the result: a power of two passes through without rounding."""
+    once = op(x, x_scales, w, w_scales, group_size)
+    big = np.abs(once) > 1e-30
+    twice = op(x, 2 * x_scales, w, w_scales, group_size)
+    _same(twice[big], 2 * once[big], "matmul_q8(x, 2·scale) = 2 matmul_q8(x, scale)")
+
+
 OPS = {
     op.name: op
     for op in [
@@ -232,6 +242,7 @@ OPS = {
             [zero_gate_closes, very_negative_gate_gives_zero],
         ),
         Op("residual", strategies.residual_inputs(), bounds.residual),
+        Op("matmul_q8", strategies.matmul_q8_inputs(), bounds.matmul_q8, [scales_are_linear]),
     ]
 }
 

@@ -117,6 +117,29 @@ def residual_inputs(draw: Draw) -> tuple[Array, Array]:
 
 
 @st.composite
+def quantize_inputs(draw: Draw) -> tuple[Array, int]:
+    """Activations and a group size, which need not divide the width; exact halves among them."""
+    T, GS = draw(sizes(4)), draw(st.one_of(st.integers(1, 8), st.sampled_from([16, 32, 64])))
+    C = GS * draw(sizes(4)) + draw(st.integers(0, GS - 1))
+    halves = st.builds(lambda k: k / 2, st.integers(-254, 254))
+    x = draw(arrays((T, C), st.one_of(numbers, halves)))
+    if draw(st.booleans()):  # a scale of exactly 1: the quotients are the halves themselves
+        x = np.clip(np.round(2 * x) / 2, -127, 127).astype(np.float32)
+        x[:, ::GS] = 127
+    return x, GS
+
+
+@st.composite
+def matmul_q8_inputs(draw: Draw) -> tuple[Any, ...]:
+    """Quantised rows and a quantised matrix; ragged groups where the group size divides no row."""
+    x, GS = draw(quantize_inputs())
+    OC = draw(sizes(20))
+    values, scales = specification.quantize(x, GS)
+    w, w_scales = specification.quantize(draw(arrays((1, OC * x.shape[1]))), GS)
+    return values, scales, w.reshape(OC, -1), w_scales[0], GS
+
+
+@st.composite
 def configs(draw: Draw, most_vocab: int = 40) -> Llama2Config:
     """Every shape, small: grouped heads, one head, head size 2, widths that nothing divides."""
     NKV, mul, pairs = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 6))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pyllm2.formats.llama2c import layout, write_checkpoint
+from pyllm2.formats.llama2c_q8 import write_q8_checkpoint
 from pyllm2.formats.vocabulary import write_vocabulary
 
 BYTE_PIECES = [b"<0x%02X>" % byte for byte in range(256)]
@@ -61,6 +62,15 @@ def checkpoint(version: int = 0, shared: bool = True, **changes: int) -> bytes:
     """A random model of SHAPE, but for `changes`."""
     shape = {**SHAPE, **changes}
     return to_bytes(shape, tensors(shape, shared), version)
+
+
+@cache
+def quantized(group_size: int = 4, shared: bool = True) -> bytes:
+    """The same model in int8."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "m.bin")
+        write_q8_checkpoint(path, SHAPE, tensors(SHAPE, shared), group_size)
+        return path.read_bytes()
 
 
 def poisoned(name: str, value: float, layer: int = 0) -> bytes:

@@ -6,7 +6,7 @@ import math
 import struct
 from collections.abc import Mapping
 
-from ..cli.tiny import SHAPE, checkpoint
+from ..cli.tiny import SHAPE, checkpoint, quantized
 from .case import Case, of_model
 
 FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
@@ -86,8 +86,6 @@ def _magic() -> list[Case]:
     cases = [
         of_model(6, "big-endian", _header(">", 1),
                  "looks like a big-endian llama2.c checkpoint (magic 32346b61), not supported"),
-        of_model(5, "version-2", _header("<", 2),
-                 "is an int8 checkpoint (llama2.c version 2): not supported yet"),
     ]  # fmt: skip
     for version in (0, 3, -1, INT_MIN):
         data = with_magic[:4] + struct.pack("<i", version) + with_magic[8:]
@@ -97,6 +95,36 @@ def _magic() -> list[Case]:
         data = with_magic[:36] + bytes([flag]) + with_magic[37:]
         error = f"shared_classifier = {flag} (byte 36): must be 0 or 1"
         cases.append(of_model(16, f"shared-flag-{flag}", data, error))
+    return cases
+
+
+def _int8() -> list[Case]:
+    """Version 2: group sizes that cannot be, scales that are none, other lengths."""
+    data = quantized()
+    cases = [
+        of_model(1, "v2-header-cut", data[:41], "41 bytes: header needs 256"),
+        of_model(3, "v2-trailing-byte", data + b"\0",
+                 f"1 bytes after the last tensor (which ends at byte {len(data)}): "
+                 "not a file of this shape", run=False),
+        of_model(2, "v2-cut", data[:-1],
+                 f"{len(data) - 1} bytes, but its header needs {len(data)} "
+                 "(1 missing, from w3 on): download incomplete?"),
+    ]  # fmt: skip
+    for size in (0, -1, INT_MIN, 7, 16, INT_MAX):
+        bad = data[:37] + struct.pack("<i", size) + data[41:]
+        expected = "must be at least 1" if size < 1 else f"must divide dim = {SHAPE['dim']}"
+        error = f"group_size = {size} (byte 37): {expected}"
+        cases.append(of_model(14, f"group-size-{size}", bad, error))
+    C, L, V = (SHAPE[name] for name in ("dim", "n_layers", "vocab_size"))
+    first_scale = 256 + 4 * (2 * L * C + C) + V * C
+    for scale in (math.nan, math.inf, -math.inf):
+        bad = data[:first_scale] + struct.pack("<f", scale) + data[first_scale + 4 :]
+        error = f"token_embedding: layer 0, group 0: scale = {scale}: must be finite"
+        cases.append(of_model(15, f"scale-{scale}", bad, error))
+    cases.append(
+        of_model(16, "v2-shared-flag", data[:36] + b"\2" + data[37:],
+                 "shared_classifier = 2 (byte 36): must be 0 or 1")
+    )  # fmt: skip
     return cases
 
 
@@ -161,4 +189,4 @@ def _relations() -> list[Case]:
     ]  # fmt: skip
 
 
-MODEL_FILES = [*_lengths(), *_magic(), *_fields(), *_products(), *_relations()]
+MODEL_FILES = [*_lengths(), *_magic(), *_int8(), *_fields(), *_products(), *_relations()]

@@ -43,7 +43,7 @@ OTHERS = [
              "--prompt", "a", "--prompt-file", "b"),
     Case(63, "command",
          "COMMAND: invalid choice: 'serve' (choose from 'run', 'generate', 'chat', 'tokenize', "
-         "'warmup', 'bench') (see pyllm2 --help)", argv=("serve",), code=2),
+         "'export', 'quantize', 'warmup', 'bench') (see pyllm2 --help)", argv=("serve",), code=2),
     Case(63, "no-model", f"the following arguments are required: MODEL {HELP}",
          argv=("generate",), code=2),
     Case(63, "run-backend", f"backend 'cuda' does not exist: choose from {', '.join(NAMES)}",

@@ -27,7 +27,7 @@ RULES = [
     ("pyllm2.*.*_numba", ["numpy*", "numba*", "llvmlite*"]),
     ("pyllm2.*.ops_c*", ["numpy*", "pyllm2.native"]),
     ("pyllm2.native", ["numpy*", "pyllm2.errors", "filelock", "platformdirs"]),
-    ("pyllm2.*.model", ["numpy*", "pyllm2.*.config"]),
+    ("pyllm2.*.model", ["numpy*", "pyllm2.*.config", "pyllm2.*.quantized"]),
     ("pyllm2.*.random_model", ["numpy*", "pyllm2.*.config", "pyllm2.*.model"]),
     ("pyllm2.llama2.chat", []),
     ("pyllm2.llama2.tokenizer", ["pyllm2.errors", "pyllm2.formats*"]),

@@ -1,0 +1,153 @@
+"""The body of llama2.c's version 2: int8 in groups, each with a float32 scale ("Q8_0").
+
+    float32    attention norms (L, C), feed-forward norms (L, C), final norm (C)
+    quantised  the embedding, then wq, wk, wv, wo, w1, w2, w3 (L matrices each, all layers of one
+               kind before the next), then the classifier if it is not shared
+
+A quantised matrix of n numbers is n int8 values and at once n // group_size float32 scales; groups
+are cut from the flattened matrix. Nothing is aligned: scales are copied when read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from pyllm2.errors import FormatError
+from pyllm2.formats.llama2c import Array, Header, header_bytes, layout, place
+from pyllm2.formats.reader import Source
+from pyllm2.formats.writer import atomic_write
+
+DEFAULT_GROUP_SIZE = 64
+NORMS = ("attention_norm", "ffn_norm", "final_norm")
+
+
+def _parts(
+    values: Mapping[str, int], shared_classifier: bool
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, int, int]]]:
+    """Shapes of the norms, and of the quantised tensors as (layers, rows, columns), in order."""
+    norms, matrices = {}, {}
+    for name, shape in layout(1, values, shared_classifier):
+        if name in NORMS:
+            norms[name] = shape
+        else:
+            L, rows, columns = shape if len(shape) == 3 else (1, *shape)
+            matrices[name] = (L, rows, columns)
+    return norms, matrices
+
+
+def check_group_size(source: Source, header: Header) -> list[str]:
+    """Refuse what cannot be played; a warning for what plays, but not as it was meant.
+
+    Raises FormatError naming the group size and what it must divide.
+    """
+    GS, C, F = header.group_size, header.values["dim"], header.values["hidden_dim"]
+    byte = header.byte_of["group_size"]
+    if GS < 1:
+        raise FormatError.field(source.path, "group_size", GS, byte, "must be at least 1")
+    if C % GS:
+        raise FormatError.field(source.path, "group_size", GS, byte, f"must divide dim = {C}")
+    if F % GS:
+        lost = f"{F % GS} inputs of each feed-forward product are lost, as in the original"
+        return [f"{source.path}: group_size = {GS} does not divide hidden_dim = {F}: {lost}"]
+    return []
+
+
+def read_q8_tensors(
+    source: Source, header: Header, memory_map: bool = False, lenient: bool = False
+) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """Arrays by name: norms float32; `wq` int8 (L, rows, columns), `wq_scales` (L, groups); ….
+
+    Values are views of one read-only buffer, scales are copies.
+
+    Raises FormatError for sizes that disagree, a group size that cannot be, a scale that is not
+    finite.
+    """
+    warnings = check_group_size(source, header)
+    GS = header.group_size
+    norms, matrices = _parts(header.values, header.shared_classifier)
+    sizes = [(name, 4 * math.prod(norms[name])) for name in NORMS]
+    sizes += [(name, L * _matrix_bytes(m * n, GS)) for name, (L, m, n) in matrices.items()]
+    places, more = place(source, header, sizes, lenient)
+
+    data = source.read_all(memory_map, aligned_byte=header.size)
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, shape in norms.items():
+        end = places[name] + 4 * math.prod(shape)
+        arrays[name] = data[places[name] : end].view("<f4").reshape(shape)
+    for name, (L, rows, columns) in matrices.items():
+        n, step = rows * columns, _matrix_bytes(rows * columns, GS)
+        block = data[places[name] : places[name] + L * step]
+        arrays[name] = as_strided(
+            block.view(np.int8), (L, rows, columns), (step, columns, 1), writeable=False
+        )
+        scales = np.ascontiguousarray(block.reshape(L, step)[:, n:]).view("<f4")  # (L, n // GS)
+        arrays[f"{name}_scales"] = scales
+        if not np.isfinite(scales).all():
+            layer, group = (int(i) for i in np.argwhere(~np.isfinite(scales))[0])
+            found = scales[layer, group]
+            where = f"{name}: layer {layer}, group {group}"
+            raise FormatError(source.path, f"{where}: scale = {found}: must be finite")
+    return arrays, warnings + more
+
+
+def _matrix_bytes(n: int, group_size: int) -> int:
+    return n + 4 * (n // group_size)
+
+
+def quantize_weights(flat: Array, group_size: int) -> tuple[NDArray[np.int8], Array]:
+    """A flattened matrix as int8 and scales, as llama2.c's export rounds: half to even.
+
+    flat: (n,)   ->   values: (n,) int8   scales: (n // group_size,)
+    A group of zeros has scale 0. Numbers after the last whole group are lost (value 0).
+    """
+    whole = len(flat) // group_size * group_size
+    groups = flat[:whole].reshape(whole // group_size, group_size)
+    scales = np.max(np.abs(groups), axis=1) / np.float32(127)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quotient = np.where(scales[:, None] > 0, groups / scales[:, None], 0)
+    values = np.zeros(len(flat), np.int8)
+    values[:whole] = np.clip(np.rint(quotient), -127, 127).reshape(-1)
+    return values, scales
+
+
+def fitting_group_size(wanted: int, dim: int, hidden_dim: int, like_original: bool = False) -> int:
+    """`wanted`, halved until it divides both widths (like the original: dim only).
+
+    Example: (64, 64, 172) -> 4, like the original 64
+    """
+    size = wanted
+    while size > 1 and (dim % size or (hidden_dim % size and not like_original)):
+        size //= 2
+    return max(size, 1)
+
+
+def write_q8_checkpoint(
+    path: str | os.PathLike[str],
+    values: Mapping[str, int],
+    tensors: Mapping[str, Array],
+    group_size: int,
+) -> None:
+    """Write a v2 file from float32 tensors, atomically; shared classifier if there is none.
+
+    Raises FileError from the operating system.
+    """
+    shared = "classifier" not in tensors
+    norms, matrices = _parts(values, shared)
+    with atomic_write(path) as file:
+        file.write(header_bytes(2, values, shared, group_size))
+        for name in norms:
+            file.write(np.ascontiguousarray(tensors[name], dtype="<f4").tobytes())
+        for name, (L, rows, columns) in matrices.items():
+            stack = np.asarray(tensors[name]).reshape(L, rows * columns)
+            for layer in range(L):
+                flat = np.ascontiguousarray(stack[layer], dtype=np.float32)
+                quantised, scales = quantize_weights(flat, group_size)
+                file.write(quantised.tobytes())
+                file.write(scales.astype("<f4").tobytes())
