@@ -127,10 +127,11 @@ def _write(b: Any, value: Any, address: Any, mask: Any) -> None:
 def _exp(b: Any, x: Any) -> Any:
     """e^x within an ulp or so: x = n·ln 2 + r, a polynomial in r, n put into the exponent.
 
-    Below the smallest normal result it gives 0, above the largest it stays there; NaN stays NaN.
+    Below the smallest normal result it gives 0, above the largest infinity; NaN stays NaN.
     Adding 1.5·2²³ rounds to a whole number and leaves it in the low bits.
     """
     small = b.fcmp_ordered("<", x, _splat_constant(-87.33))
+    large = b.fcmp_ordered(">", x, _splat_constant(88.72))
     x = b.select(b.fcmp_ordered(">", x, _splat_constant(88.0)), _splat_constant(88.0), x)
     magic = _splat_constant(1.5 * 2**23)
     shifted = _fma(b, x, _splat_constant(1 / math.log(2)), magic)
@@ -142,7 +143,7 @@ def _exp(b: Any, x: Any) -> Any:
         y = _fma(b, y, r, _splat_constant(coefficient))
     exponent = b.shl(b.bitcast(shifted, J16), _numbers(I32, [23] * 16))
     scaled = b.fmul(y, b.bitcast(b.add(exponent, _numbers(I32, [127 << 23] * 16)), V16))
-    return b.select(small, _splat_constant(0.0), scaled)
+    return b.select(large, _splat_constant(math.inf), b.select(small, _splat_constant(0.0), scaled))
 
 
 # ---- intrinsics: addresses in, everything is int64 but what is said -------------------------

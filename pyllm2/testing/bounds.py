@@ -141,7 +141,8 @@ def softmax(x: ArrayLike, x_error: ArrayLike = 0.0, growth: Growth = gamma) -> B
     With d = x - max: the subtraction is off by u·|d| and by what x itself is off (x_error, up to
     twice: for x and for the maximum), which exp turns into a relative error; exp adds EXP_ULP.
     So e_i is off by ε_i relative, the sum by the p-weighted mean of ε plus γ_C; then one division.
-    Terms that underflow are off by a subnormal at most, and the sum is at least 1.
+    Terms that underflow are off by a subnormal at most, and the sum is at least 1; exp may flush
+    what is no normal number to zero.
     """
     x, x_error = np.asarray(x, np.float64), np.asarray(x_error, np.float64)
     C = x.shape[-1]
@@ -155,7 +156,8 @@ def softmax(x: ArrayLike, x_error: ArrayLike = 0.0, growth: Growth = gamma) -> B
     mean = np.sum(p * epsilon, axis=-1, keepdims=True) + growth(C)
     with np.errstate(divide="ignore"):
         relative = np.where(mean < 1, (1 + epsilon) / np.maximum(1 - mean, 0.0) - 1, np.inf)
-    error = np.minimum(SLACK * (relative + U) * p, 1.0) + np.where(visible, 4 * TINY, 0.0)
+    flushed = np.where(e < 2 * SMALLEST_NORMAL, 2 * SMALLEST_NORMAL, 4 * TINY)
+    error = np.minimum(SLACK * (relative + U) * p, 1.0) + np.where(visible, flushed, 0.0)
     return Bounded(p, error)
 
 

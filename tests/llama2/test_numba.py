@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pyllm2 import backends
 from pyllm2.llama2.model import Llama2
-from pyllm2.testing import strategies
+from pyllm2.testing import check_op, strategies
 
 pytestmark = pytest.mark.skipif(
     backends.why_not("numba") is not None, reason=f"backend 'numba' {backends.why_not('numba')}"
@@ -61,6 +61,14 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(data: st.DataObject) ->
         step = Step(model, cache, threads)
         logits.append([step(int(token), pos) for pos, token in enumerate(tokens)])
     np.testing.assert_array_equal(*logits)
+
+
+@pytest.mark.parametrize("name", ["rmsnorm", "swiglu", "attention"])
+def test_a_vector_kernel_stays_inside_the_bound_of_its_op(name: str) -> None:
+    """The same exp, sums and masks are in the whole step, where no single op can be seen."""
+    from pyllm2.llama2 import step_numba
+
+    check_op(name, step_numba.kernel(f"prompt_{name}"))
 
 
 @given(data=st.data())
