@@ -1,4 +1,5 @@
-/* checkpoint.c - a model file, layout v0 (no magic) or v1, float32, little endian, in memory.
+/* checkpoint.c - a model file in memory, little endian: layout v0 (no magic) or v1, both float32,
+ * or v2, whose matrices are int8 with a float32 scale to each group of values.
  *
  * read_checkpoint refuses every header that the engine could not trust, naming field and byte.
  */
@@ -13,6 +14,7 @@ typedef struct {
     llama2_weights weights;
     const char *path;
     unsigned char *bytes;  /* the file; the weights point into it */
+    float *floats;         /* v2: the embedding expanded and the scales aligned, or NULL */
 } checkpoint;
 
 /* ---- layouts ------------------------------------------------------------------------------- */
@@ -33,6 +35,9 @@ static const char *const FIELD_NAME[N_FIELDS] = {
     "dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len",
 };
 
+/* Where the fields past the first seven stand: one byte, and an int32 at an odd address. */
+enum { SHARED_CLASSIFIER_AT = 36, GROUP_SIZE_AT = 37 };
+
 /* A header size, where the seven fields begin in it, and the order of the arrays after it. */
 typedef struct {
     int version, header, fields, n_arrays;
@@ -46,6 +51,9 @@ static const layout V0 = {0, 28, 0, 14, {
 static const layout V1 = {1, 256, 8, 12, {
     ATTENTION_NORM, FFN_NORM, FINAL_NORM, EMBEDDING, WQ, WK, WV, WO, W1, W2, W3, CLASSIFIER,
 }};
+static const layout V2 = {2, 256, 8, 12, {
+    ATTENTION_NORM, FFN_NORM, FINAL_NORM, EMBEDDING, WQ, WK, WV, WO, W1, W2, W3, CLASSIFIER,
+}};
 
 static const layout *recognise(const char *path, const unsigned char *head, int64_t size)
 {
@@ -55,12 +63,10 @@ static const layout *recognise(const char *path, const unsigned char *head, int6
     REFUSE_IF(magic == 0x32346B61,
               "%s: magic = %08" PRIx32 " (byte 0): big-endian file, not supported", path, magic);
     if (magic == 0x616B3432) {
-        kind = &V1;
         const int32_t version = size < 8 ? 1 : int32_at(head + 4);
-        REFUSE_IF(version == 2,
-                  "%s: version = 2 (byte 4): int8 checkpoints are not supported yet, only "
-                  "float32 (versions 0 and 1)", path);
-        REFUSE_IF(version != 1, "%s: version = %d (byte 4): must be 1", path, version);
+        REFUSE_IF(version != 1 && version != 2,
+                  "%s: version = %d (byte 4): must be 1 or 2", path, version);
+        kind = version == 1 ? &V1 : &V2;
     }
     if (size < kind->header) {
         const int64_t field = size < kind->fields ? 0 : (size - kind->fields) / 4;
@@ -72,10 +78,26 @@ static const layout *recognise(const char *path, const unsigned char *head, int6
 
 /* ---- header -------------------------------------------------------------------------------- */
 
+/* A group is part of a row of every matrix, but for w2: the exporter looks at dim only, and so
+ * there are files whose groups straddle the rows of w2. The original plays them, so we do. */
+static void check_group_size(const char *path, const llama2_config *c)
+{
+    const int32_t GS = c->group_size;
+    REFUSE_IF(GS < 1, "%s: group_size = %d (byte %d): must be at least 1", path, GS, GROUP_SIZE_AT);
+    REFUSE_IF(c->dim % GS != 0, "%s: group_size = %d (byte %d): must divide dim = %d", path, GS,
+              GROUP_SIZE_AT, c->dim);
+    REFUSE_IF(GS > 131072, "%s: group_size = %d (byte %d): must be at most 131072, so that sums "
+              "fit 32 bits", path, GS, GROUP_SIZE_AT);
+    if (c->hidden_dim % GS != 0) {
+        warn("%s: group_size = %d (byte %d) does not divide hidden_dim = %d: w2 is damaged by its "
+             "export and plays as in the original", path, GS, GROUP_SIZE_AT, c->hidden_dim);
+    }
+}
+
 /* Header bytes to a config whose fields keep every relation that the engine relies on. */
 static llama2_config read_config(const char *path, const layout *kind, const unsigned char *head)
 {
-    int32_t value[N_FIELDS], shared = head[36];
+    int32_t value[N_FIELDS], shared = head[SHARED_CLASSIFIER_AT];
     for (int i = 0; i < N_FIELDS; i++) {
         const int at = kind->fields + 4 * i;
         value[i] = int32_at(head + at);
@@ -89,9 +111,11 @@ static llama2_config read_config(const char *path, const layout *kind, const uns
         REFUSE_IF(value[i] < 1,
                   "%s: %s = %d (byte %d): must be at least 1", path, FIELD_NAME[i], value[i], at);
     }
-    REFUSE_IF(shared > 1, "%s: shared_classifier = %d (byte 36): must be 0 or 1", path, shared);
+    REFUSE_IF(shared > 1, "%s: shared_classifier = %d (byte %d): must be 0 or 1", path, shared,
+              SHARED_CLASSIFIER_AT);
+    const int32_t group_size = kind == &V2 ? int32_at(head + GROUP_SIZE_AT) : 0;
     const llama2_config c = {value[0], value[1], value[2], value[3], value[4], value[5], value[6],
-                             shared};
+                             shared, group_size};
     REFUSE_IF(c.dim % c.n_heads != 0,
               "%s: dim = %d (byte %d): must be a multiple of n_heads = %d", path, c.dim,
               kind->fields, c.n_heads);
@@ -104,30 +128,46 @@ static llama2_config read_config(const char *path, const layout *kind, const uns
     REFUSE_IF(c.vocab_size < 2,
               "%s: vocab_size = %d (byte %d): must be at least 2, every text starts with id 1",
               path, c.vocab_size, kind->fields + 20);
+    if (kind == &V2) {
+        check_group_size(path, &c);
+    }
     return c;
 }
 
 /* ---- arrays -------------------------------------------------------------------------------- */
 
-/* Floats of one array; INT64_MAX if past counting. */
-static int64_t array_floats(array a, const llama2_config *c)
+/* An array as it stands in a file: `count` tensors, one a layer or just one, of n elements each.
+ * An int8 tensor is n values and then, wherever that is, n / GS float32 scales. */
+typedef struct {
+    int64_t count, n;
+    int is_int8;
+} tensors;
+
+static tensors array_tensors(array a, const llama2_config *c)
 {
     const int64_t C = c->dim, F = c->hidden_dim, L = c->n_layers, V = c->vocab_size;
     const int64_t hs = C / c->n_heads, KV = hs * c->n_kv_heads;
+    const int is_int8 = c->group_size > 0;
     switch (a) {
-    case EMBEDDING: return V * C;
-    case ATTENTION_NORM: case FFN_NORM: return L * C;
-    case WQ: case WO: return size_times(L, C * C);
-    case WK: case WV: return size_times(L, KV * C);
-    case W1: case W2: case W3: return size_times(L, F * C);
-    case FINAL_NORM: return C;
-    case ROPE_COS: case ROPE_SIN: return c->seq_len * (hs / 2);
-    case CLASSIFIER: return c->shared_classifier ? 0 : V * C;
-    default: return 0;
+    case EMBEDDING: return (tensors){1, V * C, is_int8};
+    case WQ: case WO: return (tensors){L, C * C, is_int8};
+    case WK: case WV: return (tensors){L, KV * C, is_int8};
+    case W1: case W2: case W3: return (tensors){L, F * C, is_int8};
+    case CLASSIFIER: return (tensors){!c->shared_classifier, V * C, is_int8};
+    case ATTENTION_NORM: case FFN_NORM: return (tensors){L, C, 0};
+    case FINAL_NORM: return (tensors){1, C, 0};
+    case ROPE_COS: case ROPE_SIN: return (tensors){1, c->seq_len * (hs / 2), 0};
+    default: return (tensors){0, 0, 0};
     }
 }
 
-/* Where each array begins, all multiples of 4, and how many bytes of the file to read: all that
+/* Bytes of one of them, at most 2^63 - 1. */
+static int64_t tensor_bytes(tensors t, const llama2_config *c)
+{
+    return t.is_int8 ? size_plus(t.n, size_times(t.n / c->group_size, 4)) : size_times(t.n, 4);
+}
+
+/* Where each array begins (float32: at a multiple of 4), and how many bytes of the file to read: all that
  * the header asks for, or what there is if only the two RoPE tables, which nobody reads, lack. */
 static int64_t lay_out(int64_t start[N_ARRAYS], const source *from, const layout *kind,
                        const llama2_config *config)
@@ -137,7 +177,8 @@ static int64_t lay_out(int64_t start[N_ARRAYS], const source *from, const layout
     for (int i = 0; i < kind->n_arrays; i++) {
         const array a = kind->order[i];
         start[a] = need;
-        need = size_plus(need, size_times(array_floats(a, config), 4));
+        const tensors t = array_tensors(a, config);
+        need = size_plus(need, size_times(t.count, tensor_bytes(t, config)));
         cut = need > from->size && cut == N_ARRAYS ? (int)a : cut;
     }
     REFUSE_IF(need == INT64_MAX,
@@ -160,6 +201,80 @@ static int64_t lay_out(int64_t start[N_ARRAYS], const source *from, const layout
     return need;
 }
 
+/* ---- weights ------------------------------------------------------------------------------- */
+
+/* What float32 weights point at: the bytes themselves, in memory that suits any type. */
+static const float *floats_at(const checkpoint *model, int64_t start)
+{
+    return (const float *)(const void *)(model->bytes + start);
+}
+
+/* The matrices of an array. In a v2 file scales stand at any address: they are copied to *room,
+ * which moves on behind them. */
+static llama2_matrix matrices(const checkpoint *model, array a, int64_t start, float **room)
+{
+    const tensors t = array_tensors(a, &model->config);
+    if (!t.is_int8) {
+        return (llama2_matrix){floats_at(model, start), NULL, NULL, t.n};
+    }
+    const int64_t groups = t.n / model->config.group_size;
+    const int64_t stride = tensor_bytes(t, &model->config);
+    const unsigned char *at = model->bytes + start;
+    const llama2_matrix all = {NULL, (const int8_t *)at, *room, stride};
+    for (int64_t l = 0; l < t.count; l++) {
+        float *scales = *room + l * groups;
+        memcpy(scales, at + l * stride + t.n, (size_t)groups * sizeof(float));
+        for (int64_t g = 0; g < groups; g++) {
+            REFUSE_IF(!is_finite(scales[g]),
+                      "%s: %s, layer %" PRId64 ", group %" PRId64 ": scale = %f (byte %" PRId64
+                      "): must be finite", model->path, ARRAY_NAME[a], l, g, (double)scales[g],
+                      start + l * stride + t.n + 4 * g);
+        }
+    }
+    *room += t.count * groups;
+    return all;
+}
+
+/* Floats behind int8 weights: every scale, then the embedding, whose rows are read as float32. */
+static int64_t int8_floats(const llama2_config *config)
+{
+    int64_t floats = array_tensors(EMBEDDING, config).n;
+    for (int a = 0; a < N_ARRAYS; a++) {
+        const tensors t = array_tensors((array)a, config);
+        floats += t.is_int8 ? t.count * (t.n / config->group_size) : 0;
+    }
+    return floats;
+}
+
+static void point_weights(checkpoint *model, const int64_t start[N_ARRAYS])
+{
+    const llama2_config *config = &model->config;
+    llama2_weights *w = &model->weights;
+    if (config->group_size > 0) {
+        model->floats = allocate(int8_floats(config), sizeof(float), "scales and the embedding");
+    }
+    float *room = model->floats;
+    const llama2_matrix embedding = matrices(model, EMBEDDING, start[EMBEDDING], &room);
+    w->attention_norm = floats_at(model, start[ATTENTION_NORM]);
+    w->wq = matrices(model, WQ, start[WQ], &room);
+    w->wk = matrices(model, WK, start[WK], &room);
+    w->wv = matrices(model, WV, start[WV], &room);
+    w->wo = matrices(model, WO, start[WO], &room);
+    w->ffn_norm = floats_at(model, start[FFN_NORM]);
+    w->w1 = matrices(model, W1, start[W1], &room);
+    w->w2 = matrices(model, W2, start[W2], &room);
+    w->w3 = matrices(model, W3, start[W3], &room);
+    w->final_norm = floats_at(model, start[FINAL_NORM]);
+    w->classifier = config->shared_classifier
+                  ? embedding : matrices(model, CLASSIFIER, start[CLASSIFIER], &room);
+    w->token_embedding = embedding.floats;
+    if (config->group_size > 0) {
+        llama2_dequantize(room, embedding.values, embedding.scales,
+                          array_tensors(EMBEDDING, config).n, config->group_size);
+        w->token_embedding = room;
+    }
+}
+
 static checkpoint read_checkpoint(const char *path)
 {
     unsigned char head[256] = {0};
@@ -175,15 +290,8 @@ static checkpoint read_checkpoint(const char *path)
     read_exactly(&from, file, bytes);
     fclose(from.file);
 
-    const float *at[N_ARRAYS];
-    for (int a = 0; a < N_ARRAYS; a++) {
-        at[a] = (const float *)(const void *)(file + (start[a] < bytes ? start[a] : 0));
-    }
-    const llama2_weights weights = {
-        at[EMBEDDING], at[ATTENTION_NORM], at[WQ], at[WK], at[WV], at[WO], at[FFN_NORM],
-        at[W1], at[W2], at[W3], at[FINAL_NORM], at[CLASSIFIER],
-    };
-    const checkpoint model = {config, weights, path, file};
+    checkpoint model = {.config = config, .path = path, .bytes = file};
+    point_weights(&model, start);
     return model;
 }
 

@@ -47,5 +47,5 @@ float limits_read(const float *data, int64_t n, int64_t streams)
 
 int32_t limits_abi(void)
 {
-    return 1;
+    return 2;
 }

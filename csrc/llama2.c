@@ -239,6 +239,105 @@ void llama2_swiglu(float *out, const float *gate, const float *up, int64_t T, in
     }
 }
 
+/* ---- int8 ops ------------------------------------------------------------------------------ */
+
+/* max|x|. Without the sign, floats are ordered as their bits are when read as integers, with NaN
+ * above everything: so nothing hides it. */
+static float largest_magnitude(const float *x, int64_t n)
+{
+    int32_t largest = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bits &= 0x7FFFFFFF;
+        largest = bits > largest ? bits : largest;
+    }
+    float magnitude;
+    memcpy(&magnitude, &largest, sizeof magnitude);
+    return magnitude;
+}
+
+/* values = round(x / scale), half away from zero, at most 127; scale = max|x| / 127
+ * x: (T, C)  ->  values: (T, C)  scales: (T, C / GS)
+ * A group of zeros has scale 0 and values 0. What follows the last whole group of a row is 0. */
+void llama2_quantize(int8_t *values, float *scales, const float *x,
+                     int64_t T, int64_t C, int64_t GS)
+{
+    const int64_t groups = C / GS;
+    for (int64_t t = 0; t < T; t++) {
+        for (int64_t g = 0; g < groups; g++) {
+            const float *from = x + t * C + g * GS;
+            int8_t *to = values + t * C + g * GS;
+            const float scale = largest_magnitude(from, GS) / 127.0f;
+            scales[t * groups + g] = scale;
+            if (!(scale > 0.0f)) {  /* NaN, too: its product is NaN whatever the values are */
+                memset(to, 0, (size_t)GS);
+                continue;
+            }
+            for (int64_t i = 0; i < GS; i++) {
+                float quotient = from[i] / scale;
+                /* a subnormal scale may be far too small; infinity / infinity is not a number */
+                quotient = quotient > 127.0f ? 127.0f : quotient < -127.0f ? -127.0f : quotient;
+                quotient = quotient == quotient ? quotient : 0.0f;
+                /* towards zero, then by what is left: adding a half first would round, too */
+                const int32_t whole = (int32_t)quotient;
+                const float rest = quotient - (float)whole;
+                to[i] = (int8_t)(whole + (rest >= 0.5f) - (rest <= -0.5f));
+            }
+        }
+        memset(values + t * C + groups * GS, 0, (size_t)(C - groups * GS));
+    }
+}
+
+/* out = value * scale          values, out: (n,)  scales: (n / GS,); past the last group 0 */
+void llama2_dequantize(float *out, const int8_t *values, const float *scales,
+                       int64_t n, int64_t GS)
+{
+    for (int64_t g = 0; g < n / GS; g++) {
+        for (int64_t i = g * GS; i < (g + 1) * GS; i++) {
+            out[i] = (float)values[i] * scales[g];
+        }
+    }
+    for (int64_t i = n / GS * GS; i < n; i++) {
+        out[i] = 0.0f;
+    }
+}
+
+/* x . w, exact while GS is at most 132104          x, w: (GS,) */
+static inline int32_t dot_q8(const int8_t *x, const int8_t *w, int64_t GS)
+{
+    int32_t sum = 0;
+    for (int64_t i = 0; i < GS; i++) {
+        sum += x[i] * w[i];
+    }
+    return sum;
+}
+
+/* out = x @ w.T, group by group: (sum of integers) * scale of w * scale of x
+ * x: (T, C)  x_scales: (T, C / GS)  w: (OC, C)  w_scales: (OC * C / GS,)  ->  (T, OC)
+ * The groups of w are those of the flattened matrix. Where GS does not divide C they straddle its
+ * rows, and then as in the original the products of a row leave out the last C % GS inputs and
+ * take the scale of the group that their first element is in. */
+void llama2_matmul_q8(float *out, const int8_t *x, const float *x_scales,
+                      const int8_t *w, const float *w_scales,
+                      int64_t T, int64_t C, int64_t OC, int64_t GS)
+{
+    const int64_t groups = C / GS;
+    LLAMA2_PARALLEL_IF(T * C * OC > LLAMA2_WORTH_THREADS)
+    for (int64_t o = 0; o < OC; o++) {
+        const int8_t *row = w + o * C;
+        const float *row_scales = w_scales + o * C / GS;  /* floor((o*C + g*GS) / GS) is this + g */
+        for (int64_t t = 0; t < T; t++) {
+            float sum = 0.0f;
+            for (int64_t g = 0; g < groups; g++) {
+                const int32_t dot = dot_q8(x + t * C + g * GS, row + g * GS, GS);
+                sum += (float)dot * row_scales[g] * x_scales[t * groups + g];
+            }
+            out[t * OC + o] = sum;
+        }
+    }
+}
+
 /* ---- state --------------------------------------------------------------------------------- */
 
 /* Products and sums of sizes (never negative) that stop at INT64_MAX instead of wrapping. */
@@ -252,27 +351,31 @@ static int64_t size_plus(int64_t a, int64_t b)
     return a > INT64_MAX - b ? INT64_MAX : a + b;
 }
 
-enum { STATE_BUFFERS = 14 };
+enum { STATE_BUFFERS = 15 };
 
-/* Floats in each buffer, in the order of the struct. */
-static void state_sizes(int64_t n[STATE_BUFFERS], const llama2_config *config,
+/* Floats in each buffer, in the order of the struct; the int8 values come last, four to a float. */
+static void state_sizes(int64_t n[STATE_BUFFERS + 1], const llama2_config *config,
                         int64_t S, int64_t T)
 {
-    const int64_t hs = config->dim / config->n_heads;
+    const int64_t C = config->dim, F = config->hidden_dim, GS = config->group_size;
+    const int64_t widest = C > F ? C : F;
+    const int64_t hs = C / config->n_heads;
     const int64_t cache = size_times(size_times(config->n_layers, S), config->n_kv_heads * hs);
-    const int64_t TC = size_times(T, config->dim), TF = size_times(T, config->hidden_dim);
-    const int64_t sizes[STATE_BUFFERS] = {
+    const int64_t TC = size_times(T, C), TF = size_times(T, F);
+    const int64_t sizes[STATE_BUFFERS + 1] = {
         cache, cache, TC, TC, TC, TC, TC, TF, TF, TF, TC,
         size_times(config->n_heads, S), size_times(T, hs / 2), size_times(T, hs / 2),
+        GS > 0 ? size_times(T, widest / GS) : 0,
+        GS > 0 ? size_times(T, widest / 4 + 1) : 0,
     };
     memcpy(n, sizes, sizeof sizes);
 }
 
 int64_t llama2_state_floats(const llama2_config *config, int64_t S, int64_t T)
 {
-    int64_t n[STATE_BUFFERS], total = 0;
+    int64_t n[STATE_BUFFERS + 1], total = 0;
     state_sizes(n, config, S, T);
-    for (int i = 0; i < STATE_BUFFERS; i++) {
+    for (int i = 0; i <= STATE_BUFFERS; i++) {
         total = size_plus(total, n[i]);
     }
     return total;
@@ -284,9 +387,9 @@ void llama2_state_bind(llama2_state *state, const llama2_config *config, float *
     float **buffer[STATE_BUFFERS] = {
         &state->key_cache, &state->value_cache, &state->x, &state->y, &state->q, &state->o,
         &state->proj, &state->gate, &state->up, &state->hidden, &state->ffn,
-        &state->att, &state->cos, &state->sin,
+        &state->att, &state->cos, &state->sin, &state->input_scales,
     };
-    int64_t n[STATE_BUFFERS];
+    int64_t n[STATE_BUFFERS + 1];
     state_sizes(n, config, S, T);
     state->cache_length = S;
     state->max_tokens = T;
@@ -294,9 +397,39 @@ void llama2_state_bind(llama2_state *state, const llama2_config *config, float *
         *buffer[i] = memory;
         memory += n[i];
     }
+    state->input_values = (int8_t *)memory;
 }
 
 /* ---- the forward pass ---------------------------------------------------------------------- */
+
+/* What one or more products start from: x, and beside it x quantised if the matrices are. */
+typedef struct {
+    const float *x;       /* (T, C) */
+    const int8_t *values; /* (T, C) */
+    const float *scales;  /* (T, C / GS) */
+    int64_t T, C, GS;
+} input;
+
+static input product_input(llama2_state *s, const float *x, int64_t T, int64_t C, int64_t GS)
+{
+    const input in = {x, s->input_values, s->input_scales, T, C, GS};
+    if (GS > 0) {
+        llama2_quantize(s->input_values, s->input_scales, x, T, C, GS);
+    }
+    return in;
+}
+
+/* out = x @ w[l].T          ->  (T, OC) */
+static void product(float *out, const input *in, const llama2_matrix *w, int64_t l, int64_t OC)
+{
+    const int64_t T = in->T, C = in->C, GS = in->GS;
+    if (GS > 0) {
+        llama2_matmul_q8(out, in->values, in->scales, w->values + l * w->stride,
+                         w->scales + l * (OC * C / GS), T, C, OC, GS);
+    } else {
+        llama2_matmul(out, in->x, w->floats + l * w->stride, T, C, OC);
+    }
+}
 
 void llama2_forward(float *logits, llama2_state *state, const llama2_config *config,
                     const llama2_weights *weights, const int32_t *tokens,
@@ -305,6 +438,7 @@ void llama2_forward(float *logits, llama2_state *state, const llama2_config *con
     const int64_t C = config->dim, F = config->hidden_dim, L = config->n_layers;
     const int64_t NH = config->n_heads, NKV = config->n_kv_heads, V = config->vocab_size;
     const int64_t hs = C / NH, KV = NKV * hs, S = state->cache_length, P = pos + T;
+    const int64_t GS = config->group_size;
     llama2_state *s = state;
     const llama2_weights *w = weights;
 
@@ -318,34 +452,38 @@ void llama2_forward(float *logits, llama2_state *state, const llama2_config *con
         float *v = values + pos * KV;
 
         llama2_rmsnorm(s->y, s->x, w->attention_norm + l * C, T, C);
-        llama2_matmul(s->q, s->y, w->wq + l * C * C, T, C, C);
-        llama2_matmul(k, s->y, w->wk + l * KV * C, T, C, KV);
-        llama2_matmul(v, s->y, w->wv + l * KV * C, T, C, KV);
+        const input y = product_input(s, s->y, T, C, GS);
+        product(s->q, &y, &w->wq, l, C);
+        product(k, &y, &w->wk, l, KV);
+        product(v, &y, &w->wv, l, KV);
         llama2_rope(s->q, s->q, s->cos, s->sin, T, NH, hs);
         llama2_rope(k, k, s->cos, s->sin, T, NKV, hs);
         llama2_attention(s->o, s->att, s->q, keys, values, T, P, NH, NKV, hs);
-        llama2_matmul(s->proj, s->o, w->wo + l * C * C, T, C, C);
+        const input o = product_input(s, s->o, T, C, GS);
+        product(s->proj, &o, &w->wo, l, C);
         llama2_residual(s->x, s->x, s->proj, T, C);
 
         llama2_rmsnorm(s->y, s->x, w->ffn_norm + l * C, T, C);
-        llama2_matmul(s->gate, s->y, w->w1 + l * F * C, T, C, F);
-        llama2_matmul(s->up, s->y, w->w3 + l * F * C, T, C, F);
+        const input z = product_input(s, s->y, T, C, GS);
+        product(s->gate, &z, &w->w1, l, F);
+        product(s->up, &z, &w->w3, l, F);
         llama2_swiglu(s->hidden, s->gate, s->up, T, F);
-        llama2_matmul(s->ffn, s->hidden, w->w2 + l * C * F, T, F, C);
+        const input hidden = product_input(s, s->hidden, T, F, GS);
+        product(s->ffn, &hidden, &w->w2, l, C);
         llama2_residual(s->x, s->x, s->ffn, T, C);
     }
 
     llama2_rmsnorm(s->y, s->x, w->final_norm, T, C);
     if (logits != NULL) {
-        const float *classifier = config->shared_classifier ? w->token_embedding : w->classifier;
         const int64_t first = every_token ? 0 : T - 1;
-        llama2_matmul(logits, s->y + first * C, classifier, T - first, C, V);
+        const input y = product_input(s, s->y + first * C, T - first, C, GS);
+        product(logits, &y, &w->classifier, 0, V);
     }
 }
 
 int32_t llama2_abi(void)
 {
-    return 1;
+    return 2;
 }
 
 #endif

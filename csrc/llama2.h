@@ -1,12 +1,14 @@
 /* llama2.h - the operations of the Llama 2 forward pass, one function each, and the pass itself.
  *
- * Everything is float32 and row-major; sizes are int64_t. Arguments come as outputs, inputs, sizes.
+ * Everything is row-major, and float32 unless it says int8; sizes are int64_t. Arguments come as
+ * outputs, inputs, sizes.
  * Nothing here allocates, prints, exits or keeps state of its own; pointers and sizes are trusted,
  * so check them before you call.
  *
  *   T tokens in this call   P = pos + T cached positions   S cache length   V vocabulary
  *   C channels (dim)        F feed-forward width           L layers         OC output channels
  *   NH query heads          NKV key/value heads            hs = C / NH      KV = NKV * hs
+ *   GS group size: int8 elements that share a scale
  *
  * The strict build, -O2 -ffp-contract=off, adds in one fixed order and defines the right bits.
  */
@@ -41,6 +43,18 @@ void llama2_residual(float *out, const float *x, const float *y, int64_t T, int6
 
 void llama2_swiglu(float *out, const float *gate, const float *up, int64_t T, int64_t F);
 
+/* ---- int8 ops: value * scale, one scale to GS neighbours ------------------------------------- */
+
+void llama2_quantize(int8_t *values, float *scales, const float *x,
+                     int64_t T, int64_t C, int64_t GS);
+
+void llama2_dequantize(float *out, const int8_t *values, const float *scales,
+                       int64_t n, int64_t GS);
+
+void llama2_matmul_q8(float *out, const int8_t *x, const float *x_scales,
+                      const int8_t *w, const float *w_scales,
+                      int64_t T, int64_t C, int64_t OC, int64_t GS);
+
 /* ---- the model ----------------------------------------------------------------------------- */
 
 typedef struct {
@@ -52,21 +66,30 @@ typedef struct {
     int32_t vocab_size;         /* V, always positive here */
     int32_t seq_len;            /* the context the model was trained for */
     int32_t shared_classifier;  /* 1: the classifier is the token embedding */
+    int32_t group_size;         /* GS of int8 matrices, 1 or more; 0: they are float32 */
 } llama2_config;
+
+/* Matrices (OC, C) of all layers, or one: float32, or int8 with floor(OC * C / GS) scales each. */
+typedef struct {
+    const float *floats;   /* (L, OC, C), or NULL */
+    const int8_t *values;  /* (L, OC, C), or NULL */
+    const float *scales;   /* (L, floor(OC * C / GS)), layers without a gap */
+    int64_t stride;        /* from one layer to the next, in floats or values; OC * C or more */
+} llama2_matrix;
 
 typedef struct {
     const float *token_embedding;  /* (V, C) */
     const float *attention_norm;   /* (L, C) */
-    const float *wq;               /* (L, C, C); every matrix is (out, in) */
-    const float *wk;               /* (L, KV, C) */
-    const float *wv;               /* (L, KV, C) */
-    const float *wo;               /* (L, C, C) */
+    llama2_matrix wq;              /* (L, C, C); every matrix is (out, in) */
+    llama2_matrix wk;              /* (L, KV, C) */
+    llama2_matrix wv;              /* (L, KV, C) */
+    llama2_matrix wo;              /* (L, C, C) */
     const float *ffn_norm;         /* (L, C) */
-    const float *w1;               /* (L, F, C), gate */
-    const float *w2;               /* (L, C, F), down */
-    const float *w3;               /* (L, F, C), up */
+    llama2_matrix w1;              /* (L, F, C), gate */
+    llama2_matrix w2;              /* (L, C, F), down */
+    llama2_matrix w3;              /* (L, F, C), up */
     const float *final_norm;       /* (C,) */
-    const float *classifier;       /* (V, C); not read when shared */
+    llama2_matrix classifier;      /* (V, C); the embedding once more if that is shared */
 } llama2_weights;
 
 /* The caches carry over from call to call. The rest is scratch of one call; it is left as it was
@@ -88,6 +111,8 @@ typedef struct {
     float *att;            /* (NH, P) weights of the last query */
     float *cos;            /* (T, hs/2) of the positions of this call */
     float *sin;            /* (T, hs/2) */
+    float *input_scales;   /* (T, C or F / GS) of what was quantised last, before a product */
+    int8_t *input_values;  /* (T, C or F) */
 } llama2_state;
 
 /* Floats that a state for S positions and calls of up to T tokens needs; INT64_MAX if too many. */

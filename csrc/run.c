@@ -1,4 +1,4 @@
-/* run.c - read a Llama 2 checkpoint and let it tell a story or chat, in one program.
+/* run.c - read a Llama 2 checkpoint, float32 or int8, and let it tell a story or chat.
  *
  *   cc -O3 csrc/run.c -lm -o run
  *   ./run model.bin -z tokenizer.bin -t 0.8 -i "Once upon a time"
@@ -306,6 +306,7 @@ int main(int argc, char **argv)
     free(e.vocab.by_text);
     free(e.vocab.by_id);
     free(e.vocab.bytes);
+    free(e.model.floats);
     free(e.model.bytes);
     return EXIT_SUCCESS;
 }

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from pyllm2.errors import BackendError
 
-ABI = 1
+ABI = 2
 BUILDS = ("fast", "strict")
 
 _BASE = ["-std=c99", "-shared", "-fPIC", "-D_POSIX_C_SOURCE=200809L"]

@@ -16,11 +16,16 @@ from numpy.typing import NDArray
 from pyllm2 import native
 
 Array = NDArray[np.float32]
+Int8 = NDArray[np.int8]
 FloatPointer = POINTER(c_float)
 
 
 def _floats(a: Any) -> Array:
     return np.ascontiguousarray(a, dtype=np.float32)
+
+
+def _int8(a: Any) -> Int8:
+    return np.ascontiguousarray(a, dtype=np.int8)
 
 
 def _pointer(a: NDArray[Any]) -> c_void_p:
@@ -99,6 +104,28 @@ class Ops:
         self._call("swiglu", out, gate, up, *gate.shape)
         return out
 
+    def quantize(self, x: Array, group_size: int) -> tuple[Int8, Array]:
+        x = _floats(x)
+        T, C = x.shape
+        values, scales = np.empty((T, C), np.int8), np.empty((T, C // group_size), np.float32)
+        self._call("quantize", values, scales, x, T, C, group_size)
+        return values, scales
+
+    def dequantize(self, values: Int8, scales: Array, group_size: int) -> Array:
+        values, scales = _int8(values), _floats(scales)
+        out = np.empty(values.shape, np.float32)
+        self._call("dequantize", out, values, scales, values.size, group_size)
+        return out
+
+    def matmul_q8(
+        self, x: Int8, x_scales: Array, w: Int8, w_scales: Array, group_size: int
+    ) -> Array:
+        x, x_scales, w, w_scales = _int8(x), _floats(x_scales), _int8(w), _floats(w_scales)
+        (T, C), OC = x.shape, len(w)
+        out = np.empty((T, OC), np.float32)
+        self._call("matmul_q8", out, x, x_scales, w, w_scales, T, C, OC, group_size)
+        return out
+
     def forward(
         self,
         model: Any,
@@ -137,14 +164,26 @@ _WEIGHTS = (
     "token_embedding", "attention_norm", "wq", "wk", "wv", "wo", "ffn_norm", "w1", "w2", "w3",
     "final_norm", "classifier",
 )  # fmt: skip
+_VECTORS = ("token_embedding", "attention_norm", "ffn_norm", "final_norm")
 
 
 class _Config(Structure):
-    _fields_ = [(name, c_int32) for name in (*_CONFIG, "shared_classifier")]
+    _fields_ = [(name, c_int32) for name in (*_CONFIG, "shared_classifier", "group_size")]
+
+
+class _Matrix(Structure):
+    """llama2_matrix: float32, or int8 values and scales; elements from layer to layer."""
+
+    _fields_ = [
+        ("floats", c_void_p),
+        ("values", c_void_p),
+        ("scales", c_void_p),
+        ("stride", c_int64),
+    ]
 
 
 class _Weights(Structure):
-    _fields_ = [(name, c_void_p) for name in _WEIGHTS]
+    _fields_ = [(name, c_void_p if name in _VECTORS else _Matrix) for name in _WEIGHTS]
 
 
 class _State(Structure):
@@ -157,10 +196,16 @@ class _State(Structure):
             (name, c_void_p)
             for name in (
                 "key_cache", "value_cache", "x", "y", "q", "o", "proj", "gate", "up", "hidden",
-                "ffn", "att", "cos", "sin",
+                "ffn", "att", "cos", "sin", "input_scales", "input_values",
             )
         ),
     ]  # fmt: skip
+
+
+def _layers_apart(a: NDArray[Any]) -> NDArray[Any]:
+    """The array itself if the matrix of each layer is contiguous, else a contiguous copy."""
+    rows_follow = a.strides[-2:] == (a.shape[-1] * a.itemsize, a.itemsize)
+    return a if rows_follow else np.ascontiguousarray(a)
 
 
 class _Scratch:
@@ -168,16 +213,43 @@ class _Scratch:
 
     def __init__(self, model: Any, cache: Any, T: int) -> None:
         config, w = model.config, model.weights
+        group_size = getattr(w.wq, "group_size", 0)  # 0: the matrices are float32
         C, F, S = config.dim, config.hidden_dim, cache.positions
         sizes = dict.fromkeys(("x", "y", "q", "o", "proj", "ffn"), T * C)
         sizes |= dict.fromkeys(("gate", "up", "hidden"), T * F)
         sizes |= dict.fromkeys(("cos", "sin"), T * config.head_size // 2)
         sizes["att"] = config.n_heads * S
-        self.buffers = {name: np.empty(size, np.float32) for name, size in sizes.items()}
+        sizes["input_scales"] = T * (max(C, F) // group_size) if group_size else 0
+        self.buffers: dict[str, NDArray[Any]] = {
+            name: np.empty(size, np.float32) for name, size in sizes.items()
+        }
+        self.buffers["input_values"] = np.empty(T * max(C, F) if group_size else 0, np.int8)
         self.buffers |= {"key_cache": cache.keys, "value_cache": cache.values}
-        self.arrays = {name: _floats(a) for name in _WEIGHTS if (a := getattr(w, name)) is not None}
+        self.arrays: list[NDArray[Any]] = []  # what the weights point at: alive as long as we are
+        self.weights = _Weights(
+            **{name: self._point(_floats(getattr(w, name))) for name in _VECTORS},
+            **{name: self._matrix(getattr(w, name)) for name in _WEIGHTS if name not in _VECTORS},
+        )
+        if w.classifier is None:
+            self.weights.classifier = self._matrix(w.token_embedding)
         numbers = (getattr(config, name) for name in _CONFIG)
-        self.config = _Config(*numbers, w.classifier is None)
-        self.weights = _Weights(**{name: _pointer(a) for name, a in self.arrays.items()})
+        self.config = _Config(*numbers, w.classifier is None, group_size)
         pointers = {name: _pointer(a) for name, a in self.buffers.items()}
         self.state = _State(cache_length=S, max_tokens=T, **pointers)
+
+    def _point(self, a: NDArray[Any]) -> c_void_p:
+        self.arrays.append(a)
+        return _pointer(a)
+
+    def _matrix(self, w: Any) -> _Matrix:
+        """Of float32 an array, of int8 an object with values and scales; layers may be apart."""
+        if w is None:
+            return _Matrix()
+        if not hasattr(w, "group_size"):
+            floats = _floats(w)
+            return _Matrix(floats=self._point(floats), stride=floats.strides[0] // 4)
+        values = _layers_apart(np.asarray(w.values, dtype=np.int8))
+        scales = _floats(w.scales)
+        return _Matrix(
+            values=self._point(values), scales=self._point(scales), stride=values.strides[0]
+        )
