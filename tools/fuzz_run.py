@@ -26,6 +26,7 @@ CSRC = Path(__file__).resolve().parent.parent / "csrc"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
 FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
 MAGIC = 0x616B3432
+GROUP = 4
 BOUNDARY = (
     0, 1, 2, 3, 4, 5, 7, 8, 16, 63, 64, 127, 255, 256, 269, 270, 271, 65535, 65536,
     2**24, 2**28, 2**29, 2**30, 2**31 - 2, 2**31 - 1, -1, -2, -8, -270, -(2**31), -(2**31) + 1,
@@ -39,7 +40,7 @@ GOOD = ("clean run", "refusal")
 def checkpoint(
     version: int, shared: bool, rng: np.random.Generator, shape: tuple[int, ...]
 ) -> bytes:
-    """A random checkpoint of the given layout; shape as in FIELDS."""
+    """A random checkpoint of the given layout; shape as in FIELDS. In v2 a group is 4 values."""
     C, F, L, NH, NKV, V, S = shape
     KV = C // NH * NKV
     sizes = {
@@ -49,14 +50,30 @@ def checkpoint(
     }  # fmt: skip
     order = list(sizes)
     head = struct.pack("<7i", C, F, L, NH, NKV, V if shared else -V, S)
-    if version == 1:
+    if version in (1, 2):
         order = ["attention_norm", "ffn_norm", "final_norm", "embedding", "wq", "wk", "wv", "wo",
                  "w1", "w2", "w3", "classifier"]  # fmt: skip
-        head = struct.pack("<Ii7iB", MAGIC, 1, *shape, shared).ljust(256, b"\0")
+        head = struct.pack("<Ii7iB", MAGIC, version, *shape, shared)
+        head += struct.pack("<i", GROUP) if version == 2 else b""
+        head = head.ljust(256, b"\0")
     if shared:
         order.remove("classifier")
-    parts = (rng.normal(0, 0.3, sizes[name]).astype("<f4").tobytes() for name in order)
-    return head + b"".join(parts)
+
+    def floats(n: int) -> bytes:
+        return rng.normal(0, 0.3, n).astype("<f4").tobytes()
+
+    def int8(n: int) -> bytes:
+        """Values and scales of one tensor."""
+        scales = rng.uniform(0, 0.01, n // GROUP).astype("<f4")
+        return rng.integers(-127, 128, n).astype(np.int8).tobytes() + scales.tobytes()
+
+    def array(name: str) -> bytes:
+        if version != 2 or "norm" in name:
+            return floats(sizes[name])
+        layers = 1 if name in ("embedding", "classifier") else L
+        return b"".join(int8(sizes[name] // layers) for _ in range(layers))
+
+    return head + b"".join(array(name) for name in order)
 
 
 def vocabulary(V: int) -> bytes:
@@ -75,7 +92,7 @@ def put(content: bytes, at: int, value: int) -> bytes:
     return content[:at] + struct.pack("<i", value) + content[at + 4 :]
 
 
-def lies(v0: bytes, v1: bytes, tok: bytes) -> dict[str, tuple[bytes, bytes, bool]]:
+def lies(v0: bytes, v1: bytes, v2: bytes, tok: bytes) -> dict[str, tuple[bytes, bytes, bool]]:
     """name -> model bytes, vocabulary bytes, whether a refusal is due."""
     nan = np.full((len(v0) - 28) // 4, np.nan, "<f4").tobytes()
     end = len(tok)
@@ -93,6 +110,19 @@ def lies(v0: bytes, v1: bytes, tok: bytes) -> dict[str, tuple[bytes, bytes, bool
         "trailing bytes": (v0 + b"xyz", tok, False),
         "one byte of the tables missing": (v0[:-1], tok, False),
         "version 2": (put(v1, 4, 2), tok, True),
+        "version 3": (put(v2, 4, 3), tok, True),
+        "version 1 of a v2 file": (put(v2, 4, 1), tok, True),
+        "valid v2": (v2, tok, False),
+        "v2 header only": (v2[:256], tok, True),
+        "v2 one byte short": (v2[:-1], tok, True),
+        "v2 without the group size": (v2[:40], tok, True),
+        "v2 trailing bytes": (v2 + b"x", tok, False),
+        "v2 shared flag 0": (v2[:36] + b"\0" + v2[37:], tok, True),
+        "last scale NaN": (put(v2, len(v2) - 4, 0x7FC00000), tok, True),
+        "last scale infinite": (put(v2, len(v2) - 4, 0x7F800000), tok, True),
+        "last scale huge": (put(v2, len(v2) - 4, 0x7F7FFFFF), tok, False),
+        "all bytes 0x80": (v2[:256] + b"\x80" * (len(v2) - 256), tok, False),
+        "all bytes 0xff": (v2[:256] + b"\xff" * (len(v2) - 256), tok, True),
         "version -1": (put(v1, 4, -1), tok, True),
         "big-endian": (v1[3::-1] + v1[4:], tok, True),
         "odd head size": (put(v0, 12, 8), tok, True),
@@ -116,7 +146,7 @@ def lies(v0: bytes, v1: bytes, tok: bytes) -> dict[str, tuple[bytes, bytes, bool
         "html": (b"<!DOCTYPE html>" + bytes(300), tok, True),
     }  # fmt: skip
     for start, model, layout in ((0, v0, "v0"), (8, v1, "v1")):
-        for i, field in enumerate(FIELDS):
+        for i, field in enumerate(FIELDS):  # (v2 below)
             for value in (0, -(2**31), 2**31 - 1):
                 # v1 has nothing behind seq_len: a large context is no lie
                 due = not (layout == "v1" and field == "seq_len" and value > 0)

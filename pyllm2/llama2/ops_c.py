@@ -213,7 +213,9 @@ class _Scratch:
 
     def __init__(self, model: Any, cache: Any, T: int) -> None:
         config, w = model.config, model.weights
+        matrices = {name: getattr(w, name) for name in _WEIGHTS if name not in _VECTORS}
         group_size = getattr(w.wq, "group_size", 0)  # 0: the matrices are float32
+        assert all(getattr(a, "group_size", 0) == group_size for a in matrices.values())
         C, F, S = config.dim, config.hidden_dim, cache.positions
         sizes = dict.fromkeys(("x", "y", "q", "o", "proj", "ffn"), T * C)
         sizes |= dict.fromkeys(("gate", "up", "hidden"), T * F)
@@ -228,7 +230,7 @@ class _Scratch:
         self.arrays: list[NDArray[Any]] = []  # what the weights point at: alive as long as we are
         self.weights = _Weights(
             **{name: self._point(_floats(getattr(w, name))) for name in _VECTORS},
-            **{name: self._matrix(getattr(w, name)) for name in _WEIGHTS if name not in _VECTORS},
+            **{name: self._matrix(a) for name, a in matrices.items()},
         )
         if w.classifier is None:
             self.weights.classifier = self._matrix(w.token_embedding)

@@ -11,7 +11,7 @@ import pytest
 
 from .library import pointer
 from .program import CSRC, WARNINGS, compile_c, refused, run
-from .tiny import SHAPE, checkpoint_v0, checkpoint_v1, vocabulary, with_field
+from .tiny import SHAPE, checkpoint_v0, checkpoint_v1, checkpoint_v2, vocabulary, with_field
 
 # ---- the build ------------------------------------------------------------------------------
 
@@ -30,8 +30,20 @@ def test_every_file_includes_what_it_needs(path):
 
 # ---- checkpoints ----------------------------------------------------------------------------
 
-V0, V1, TOK = checkpoint_v0(), checkpoint_v1(), vocabulary()
+V0, V1, V2, TOK = checkpoint_v0(), checkpoint_v1(), checkpoint_v2(), vocabulary()
 WEIGHTS_END = len(V0) - 4 * 2 * 16 * 2
+
+
+
+def with_group_size(value):
+    return V2[:37] + struct.pack("<i", value) + V2[41:]
+
+
+def with_scale(value, which):
+    """V2 with the first scale (0), which ends the values of the embedding, or the last (-1)."""
+    at = 256 + 4 * 8 * 5 + 270 * 8 if which == 0 else len(V2) - 4
+    return V2[:at] + struct.pack("<f", value) + V2[at + 4 :]
+
 
 BAD_MODELS = {
     "1 empty": (b"", ["0 bytes", "28"]),
@@ -41,8 +53,22 @@ BAD_MODELS = {
     "2 truncated weights": (V0[: WEIGHTS_END - 1], ["missing", "final_norm"]),
     "2 truncated v1": (V1[:-1], ["1 missing", "w3"]),
     "2 own classifier, one byte short": (checkpoint_v0(shared=False)[:-1], ["classifier"]),
+    "2 truncated v2": (V2[:-1], ["1 missing", "w3"]),
+    "2 truncated int8 values": (V2[:1000], ["missing", "token_embedding"]),
+    "2 own int8 classifier, one byte short": (
+        checkpoint_v2(shared=False)[:-1],
+        ["1 missing", "classifier"],
+    ),
     "5 version 3": (V1[:4] + struct.pack("<i", 3) + V1[8:], ["version = 3 (byte 4)"]),
-    "5 version 2": (V1[:4] + struct.pack("<i", 2) + V1[8:], ["version = 2 (byte 4)", "int8"]),
+    "5 version 2 of a v1 file": (
+        V1[:4] + struct.pack("<i", 2) + V1[8:],
+        ["group_size = 0 (byte 37): must be at least 1"],
+    ),
+    "5 version 3 of a v2 file": (
+        V2[:4] + struct.pack("<i", 3) + V2[8:],
+        ["version = 3 (byte 4): must be 1 or 2"],
+    ),
+    "5 version 1 of a v2 file": (V2[:4] + struct.pack("<i", 1) + V2[8:], ["missing"]),
     "6 big-endian": (b"ak42" + V1[4:], ["magic", "big-endian"]),
     "7 n_heads 0": (with_field(V0, "n_heads", 0), ["n_heads = 0 (byte 12)", "at least 1"]),
     "7 n_kv_heads 0": (with_field(V0, "n_kv_heads", 0), ["n_kv_heads = 0 (byte 16)"]),
@@ -68,6 +94,27 @@ BAD_MODELS = {
         ["n_kv_heads = 4 (byte 16)", "n_heads = 2"],
     ),
     "13 odd head size": (with_field(V0, "n_heads", 8), ["head size = 1", "even"]),
+    "13 odd head size in v2": (with_field(V2, "n_heads", 8, 8), ["head size = 1", "even"]),
+    "14 group size 0": (with_group_size(0), ["group_size = 0 (byte 37): must be at least 1"]),
+    "14 group size negative": (with_group_size(-4), ["group_size = -4 (byte 37)", "at least 1"]),
+    "14 group size -2^31": (with_group_size(-(2**31)), ["group_size = -2147483648 (byte 37)"]),
+    "14 no divisor": (with_group_size(7), ["group_size = 7 (byte 37): must divide dim = 8"]),
+    "14 above dim": (with_group_size(16), ["group_size = 16 (byte 37): must divide dim = 8"]),
+    "14 another divisor": (with_group_size(2), ["missing"]),
+    "14 past 32 bits": (
+        with_field(with_group_size(2**20), "dim", 2**20, 8),
+        ["group_size = 1048576 (byte 37): must be at most 131072"],
+    ),
+    "15 NaN scale": (
+        with_scale(float("nan"), 0),
+        ["token_embedding, layer 0, group 0: scale = nan", "must be finite"],
+    ),
+    "15 infinite scale": (
+        with_scale(float("-inf"), -1),
+        ["w3, layer 1, group 23: scale = -inf", f"(byte {len(V2) - 4})"],
+    ),
+    "16 shared flag 7 in v2": (V2[:36] + b"\7" + V2[37:], ["shared_classifier = 7 (byte 36)"]),
+    "16 own classifier denied": (V2[:36] + b"\0" + V2[37:], ["missing", "classifier"]),
     "16 shared flag 7": (V1[:36] + b"\7" + V1[37:], ["shared_classifier = 7 (byte 36)"]),
     "18 HTML": (b"<!DOCTYPE html><html><body>404</body></html>", ["HTML"]),
     "18 LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", ["Git LFS"]),
@@ -83,6 +130,34 @@ def test_bad_checkpoints_are_refused(program, files, row):
     content, words = BAD_MODELS[row]
     (files / "m.bin").write_bytes(content)
     assert refused(run(program, "m.bin", "-z", "t.bin", cwd=files), "m.bin: ", *words)
+
+
+def test_files_of_every_layout_play(program, files):
+    """The files that the lies are made from are good ones, and two sizes of groups are, too."""
+    own, eight = checkpoint_v2(shared=False), checkpoint_v2({**SHAPE, "hidden_dim": 16}, True, 0, 8)
+    for content in (V0, V1, V2, own, eight):
+        (files / "m.bin").write_bytes(content)
+        done = run(program, "m.bin", "-z", "t.bin", "-s", "3", "-n", "9", cwd=files)
+        assert done.returncode == 0
+        assert b"warning" not in done.stderr
+
+
+def test_groups_that_straddle_rows_play_with_one_warning(program, files):
+    """Row 14: a group size that divides dim and not hidden_dim is the original's own defect."""
+    (files / "m.bin").write_bytes(checkpoint_v2(group_size=8))  # hidden_dim is 12
+    done = run(program, "m.bin", "-z", "t.bin", "-s", "3", "-n", "9", cwd=files)
+    assert done.returncode == 0
+    warned, *_ = lines = done.stderr.decode().splitlines()
+    assert "m.bin: group_size = 8 (byte 37) does not divide hidden_dim = 12" in warned
+    assert sum("warning" in line for line in lines) == 1
+
+
+def test_bytes_after_the_last_int8_array_are_ignored_with_a_warning(program, files):
+    """As in the other layouts."""
+    (files / "m.bin").write_bytes(V2 + b"more")
+    done = run(program, "m.bin", "-z", "t.bin", "-s", "3", "-n", "5", cwd=files)
+    assert done.returncode == 0
+    assert b"4 bytes after the last array are ignored" in done.stderr
 
 
 def record(index):

@@ -1,4 +1,4 @@
-"""Valid files of a few kilobytes, as bytes: a random model in two layouts, a vocabulary."""
+"""Valid files of a few kilobytes, as bytes: a random model in three layouts, a vocabulary."""
 
 from __future__ import annotations
 
@@ -71,6 +71,28 @@ def checkpoint_v1(shape=None, shared=True, seed=0):
     ] + ([] if shared else ["classifier"])
     head = struct.pack("<Ii7iB", MAGIC, 1, *(shape[f] for f in FIELDS), shared)
     return head.ljust(256, b"\0") + b"".join(a[name].tobytes() for name in order)
+
+
+def quantized(a, group_size):
+    """The bytes of an int8 tensor as the exporter writes it: values, then a scale to each group."""
+    groups = a.reshape(-1, group_size)
+    scales = np.abs(groups).max(axis=1) / np.float32(127)
+    values = np.rint(groups / scales[:, None]).astype(np.int8)
+    return values.tobytes() + scales.astype("<f4").tobytes()
+
+
+def checkpoint_v2(shape=None, shared=True, seed=0, group_size=4):
+    """The same weights in the v2 layout, matrices rounded to int8; group_size divides dim."""
+    shape = SHAPE if shape is None else shape
+    a = arrays(shape, seed)
+    fields = (shape[f] for f in FIELDS)
+    head = struct.pack("<Ii7iBi", MAGIC, 2, *fields, shared, group_size).ljust(256, b"\0")
+    floats = [a[name].tobytes() for name in ("attention_norm", "ffn_norm", "final_norm")]
+    tensors = [a["embedding"]]
+    for name in ("wq", "wk", "wv", "wo", "w1", "w2", "w3"):
+        tensors += list(a[name])
+    tensors += [] if shared else [a["classifier"]]
+    return head + b"".join(floats) + b"".join(quantized(t, group_size) for t in tensors)
 
 
 def vocabulary(n=270, pieces=None):
