@@ -120,7 +120,6 @@ def lies(v0: bytes, v1: bytes, v2: bytes, tok: bytes) -> dict[str, tuple[bytes, 
         "v2 shared flag 0": (v2[:36] + b"\0" + v2[37:], tok, True),
         "last scale NaN": (put(v2, len(v2) - 4, 0x7FC00000), tok, True),
         "last scale infinite": (put(v2, len(v2) - 4, 0x7F800000), tok, True),
-        "last scale huge": (put(v2, len(v2) - 4, 0x7F7FFFFF), tok, False),
         "all bytes 0x80": (v2[:256] + b"\x80" * (len(v2) - 256), tok, False),
         "all bytes 0xff": (v2[:256] + b"\xff" * (len(v2) - 256), tok, True),
         "version -1": (put(v1, 4, -1), tok, True),
@@ -145,13 +144,14 @@ def lies(v0: bytes, v1: bytes, v2: bytes, tok: bytes) -> dict[str, tuple[bytes, 
         "max_token_length -1": (v0, put(tok, 0, -1), False),
         "html": (b"<!DOCTYPE html>" + bytes(300), tok, True),
     }  # fmt: skip
-    for start, model, layout in ((0, v0, "v0"), (8, v1, "v1")):
-        for i, field in enumerate(FIELDS):  # (v2 below)
+    for size in (0, -1, -(2**31), 2**31 - 1, 1, 2, 3, 16):
+        table[f"group_size {size}"] = (v2[:37] + struct.pack("<i", size) + v2[41:], tok, True)
+    for start, model, layout in ((0, v0, "v0"), (8, v1, "v1"), (8, v2, "v2")):
+        for i, field in enumerate(FIELDS):
             for value in (0, -(2**31), 2**31 - 1):
-                # v1 has nothing behind seq_len: a large context is no lie
-                due = not (layout == "v1" and field == "seq_len" and value > 0)
-                # nor is it one in v0 while only the dead tables are missing
-                due = due and not (layout == "v0" and field == "seq_len" and value > 0)
+                # A large context is no lie: v1 and v2 have nothing that grows with it, and in v0
+                # only the dead tables are missing.
+                due = not (field == "seq_len" and value > 0)
                 table[f"{layout} {field} = {value}"] = (put(model, start + 4 * i, value), tok, due)
     return table
 
@@ -298,16 +298,17 @@ def main() -> int:
 
     draw = np.random.default_rng(options.seed)
     shape = (8, 12, 2, 2, 1, 270, 16)
-    models = [checkpoint(v, s, draw, shape) for v in (0, 1) for s in (True, False)]
+    models = [checkpoint(v, s, draw, shape) for v in (0, 1, 2) for s in (True, False)]
     models.append(checkpoint(0, True, draw, (16, 4, 1, 4, 4, 300, 40)))
     models.append(checkpoint(1, True, draw, (4, 6, 1, 2, 1, 4, 20)))
+    models.append(checkpoint(2, True, draw, (16, 6, 1, 2, 2, 270, 20)))  # groups straddle rows
     tok = vocabulary(270)
     tok300 = tok + b"".join(struct.pack("<fi", -i, 2) + b"%02d" % i for i in range(30))
     # the last piece, " ", shows nothing after BOS: nobody may look behind it
     tok4 = struct.pack("<i", 6) + b"".join(
         struct.pack("<fi", 0, len(p)) + p for p in (b"<unk>", b"\n<s>\n", b"\n</s>\n", b" ")
     )
-    for name, (model, pieces, refused) in lies(models[0], models[2], tok).items():
+    for name, (model, pieces, refused) in lies(models[0], models[2], models[4], tok).items():
         wanted = "refusal" if refused else "clean run"
         case(name, model, pieces, ["-n", "5", "-s", "1", "-i", "abc"], wanted)
     table = sum(counts.values())
@@ -315,7 +316,7 @@ def main() -> int:
     rng = random.Random(options.seed)
     for i in range(options.cases):
         which = rng.randrange(len(models))
-        model, pieces = models[which], {4: tok300, 5: tok4}.get(which, tok)
+        model, pieces = models[which], {6: tok300, 7: tok4}.get(which, tok)
         target = rng.choice(["model", "model", "vocabulary", "vocabulary", "both", "none"])
         for _ in range(rng.choice([1, 1, 1, 2, 3])):
             if target in ("model", "both"):

@@ -22,7 +22,7 @@ def records(golden, name):
 
 
 def test_stories_are_the_original_bytes(golden, program):
-    """Every recorded story, float32 or int8, comes out byte for byte, with the recorded exit code."""
+    """Every recorded story of either engine comes out byte for byte, with the exit code."""
     for case in records(golden, "generations.json"):
         arguments = [golden / case["model"], "-z", golden / case["tokenizer"]]
         for flag, field in (("-t", "temperature"), ("-p", "topp"), ("-s", "seed"), ("-n", "steps")):
@@ -36,7 +36,7 @@ def test_stories_are_the_original_bytes(golden, program):
 
 
 def test_chats_are_the_original_bytes(golden, program):
-    """Every recorded chat, float32 or int8, comes out byte for byte, with the recorded exit code."""
+    """Every recorded chat of either engine comes out byte for byte, with the exit code."""
     for case in records(golden, "chat.json"):
         arguments = [golden / case["model"], "-z", golden / case["tokenizer"], "-m", "chat"]
         for letter, value in case["options"].items():

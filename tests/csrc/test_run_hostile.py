@@ -34,7 +34,6 @@ V0, V1, V2, TOK = checkpoint_v0(), checkpoint_v1(), checkpoint_v2(), vocabulary(
 WEIGHTS_END = len(V0) - 4 * 2 * 16 * 2
 
 
-
 def with_group_size(value):
     return V2[:37] + struct.pack("<i", value) + V2[41:]
 
