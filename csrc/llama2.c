@@ -303,12 +303,18 @@ void llama2_dequantize(float *out, const int8_t *values, const float *scales,
     }
 }
 
-/* x . w, exact while GS is at most 132104          x, w: (GS,) */
-static inline int32_t dot_q8(const int8_t *x, const int8_t *w, int64_t GS)
+/* One row of w with one row of x, group after group. The integer sums are exact up to a GS of
+ * 132104; the float ones are rounded at each step. */
+static inline float dot_q8(const int8_t *x, const float *x_scales,
+                           const int8_t *w, const float *w_scales, int64_t groups, int64_t GS)
 {
-    int32_t sum = 0;
-    for (int64_t i = 0; i < GS; i++) {
-        sum += x[i] * w[i];
+    float sum = 0.0f;
+    for (int64_t g = 0; g < groups; g++) {
+        int32_t dot = 0;
+        for (int64_t i = g * GS; i < (g + 1) * GS; i++) {
+            dot += x[i] * w[i];
+        }
+        sum += (float)dot * w_scales[g] * x_scales[g];
     }
     return sum;
 }
@@ -328,12 +334,12 @@ void llama2_matmul_q8(float *out, const int8_t *x, const float *x_scales,
         const int8_t *row = w + o * C;
         const float *row_scales = w_scales + o * C / GS;  /* floor((o*C + g*GS) / GS) is this + g */
         for (int64_t t = 0; t < T; t++) {
-            float sum = 0.0f;
-            for (int64_t g = 0; g < groups; g++) {
-                const int32_t dot = dot_q8(x + t * C + g * GS, row + g * GS, GS);
-                sum += (float)dot * row_scales[g] * x_scales[t * groups + g];
-            }
-            out[t * OC + o] = sum;
+            const int8_t *in = x + t * C;
+            const float *in_scales = x_scales + t * groups;
+            /* the usual sizes as constants: then the compiler unrolls a group into a few vectors */
+            out[t * OC + o] = GS == 64 ? dot_q8(in, in_scales, row, row_scales, groups, 64)
+                            : GS == 32 ? dot_q8(in, in_scales, row, row_scales, groups, 32)
+                            : dot_q8(in, in_scales, row, row_scales, groups, GS);
         }
     }
 }
