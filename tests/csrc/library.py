@@ -117,7 +117,7 @@ def read_v2(content):
         block = np.frombuffer(content, np.uint8, layers * each, at).reshape(layers, each)
         at += block.nbytes
         values = block.view(np.int8)[:, :n].reshape(layers, rows, cols)
-        scales = np.ascontiguousarray(block[:, n:]).view("<f4")
+        scales = block[:, n:].copy().view("<f4")
         found[name] = Int8(values, scales, GS) if L else Int8(values[0], scales[0], GS)
         if name == "embedding":
             flat = values.reshape(-1, GS) * scales.reshape(-1, 1)

@@ -101,7 +101,27 @@ def test_every_quotient_is_rounded_like_the_exact_one(library):
     assert np.array_equal(values, exact)
 
 
-@pytest.mark.parametrize("size", [0.0, 1e-45, 1e-44, 3e-43, 1e-38, 3e38])
+@pytest.mark.parametrize(("T", "C", "GS"), [(1, 1, 1), (2, 64, 32), (3, 10, 4), (2, 3, 4)])
+def test_quantize_and_back_are_their_definitions(library, T, C, GS):
+    """Spec 5.2 in NumPy, bit for bit; what is left over after the last whole group is 0."""
+    x = (np.random.default_rng(C).normal(size=(T, C)) * 40).astype(np.float32)
+    whole = C // GS * GS
+    groups = x[:, :whole].reshape(T, C // GS, GS)
+    wanted_scales = np.abs(groups).max(axis=-1) / np.float32(127)
+    quotients = (groups / wanted_scales[..., None]).astype(np.float64)
+    wanted = np.zeros((T, C), np.int8)
+    wanted[:, :whole] = np.copysign(np.floor(abs(quotients) + 0.5), groups).reshape(T, whole)
+    values, scales = quantize(library, x, GS)
+    assert same_bits(scales, wanted_scales)
+    assert np.array_equal(values, wanted)
+    back = floats(T, C)
+    back[:, :whole] = (wanted[:, :whole].reshape(groups.shape) * scales[..., None]).reshape(T, -1)
+    for t in range(T):
+        assert same_bits(dequantize(library, values[t], scales[t], GS), back[t])
+
+
+# 190 and 127 units in the last place of a subnormal: the scale is one unit, or exact.
+@pytest.mark.parametrize("size", [0.0, 1e-45, 1e-44, 2.66e-43, 1.78e-43, 1e-38, 3e38])
 def test_extreme_groups_stay_within_127(library, size):
     """Zeros, subnormals and the largest floats: no wrap, and the sign is kept."""
     x = np.array([[size, -size, size / 2, 0]], np.float32)
@@ -205,6 +225,16 @@ def test_threads_change_no_bit(library, build):
     shape = dict(zip(FIELDS, (64, 300, 2, 4, 2, 1000, 64), strict=True))
     content, tokens = checkpoint_v2(shape, group_size=32), [1, *range(3, 40)]
     assert same_bits(Model(threads, content).feed(tokens), Model(library, content).feed(tokens))
+
+
+def test_every_layer_has_scales_of_its_own(library):
+    """The scales of the last layer count, for every matrix that a layer has."""
+    content, tokens = checkpoint_v2(), [1, 5, 259]
+    first = Model(library, content).feed(tokens)
+    for name in ("wq", "wk", "wv", "wo", "w1", "w2", "w3"):
+        model = Model(library, content)
+        model.arrays[name].scales[-1] *= 2
+        assert not same_bits(model.feed(tokens), first), name
 
 
 # ---- as Python calls it ---------------------------------------------------------------------
