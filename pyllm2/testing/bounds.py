@@ -211,16 +211,17 @@ def matmul_q8(
     """
     (T, C), OC = x.shape, len(w)
     x_scales, w_scales = np.asarray(x_scales, np.float64), np.asarray(w_scales, np.float64)
-    value, total = np.zeros((T, OC)), np.zeros((T, OC))
+    value, total, underflow = np.zeros((T, OC)), np.zeros((T, OC)), np.zeros((T, OC))
     n_groups = C // group_size
     for g in range(n_groups):
         j = slice(g * group_size, (g + 1) * group_size)
         scales = w_scales[(np.arange(OC) * C + g * group_size) // group_size]
-        term = (x[:, j].astype(np.int64) @ w[:, j].T.astype(np.int64)) * scales
-        term = term * x_scales[:, g : g + 1]
+        integers = x[:, j].astype(np.int64) @ w[:, j].T.astype(np.int64)
+        term = integers * scales * x_scales[:, g : g + 1]
         value += term
         total += np.abs(term)
-    underflow = n_groups * TINY * (1 + np.max(np.abs(x_scales), initial=0))
+        # Of the three factors any two may be multiplied first, and the third scales what is lost.
+        underflow += TINY * (2 + np.abs(integers) + scales + x_scales[:, g : g + 1])
     return Bounded(value, growth(n_groups + 2) * total + underflow)
 
 
