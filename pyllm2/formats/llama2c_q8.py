@@ -25,6 +25,7 @@ from pyllm2.formats.reader import Source
 from pyllm2.formats.writer import atomic_write
 
 DEFAULT_GROUP_SIZE = 64
+MOST_GROUP_SIZE = 2**17  # so that a sum of 127 · 127 · group_size stays an int32
 NORMS = ("attention_norm", "ffn_norm", "final_norm")
 
 
@@ -51,6 +52,9 @@ def check_group_size(source: Source, header: Header) -> list[str]:
     byte = header.byte_of["group_size"]
     if GS < 1:
         raise FormatError.field(source.path, "group_size", GS, byte, "must be at least 1")
+    if GS > MOST_GROUP_SIZE:
+        expected = f"must be at most {MOST_GROUP_SIZE}"
+        raise FormatError.field(source.path, "group_size", GS, byte, expected)
     if C % GS:
         raise FormatError.field(source.path, "group_size", GS, byte, f"must divide dim = {C}")
     if F % GS:

@@ -113,6 +113,7 @@ def _int8() -> list[Case]:
     for size in (0, -1, INT_MIN, 7, 16, INT_MAX):
         bad = data[:37] + struct.pack("<i", size) + data[41:]
         expected = "must be at least 1" if size < 1 else f"must divide dim = {SHAPE['dim']}"
+        expected = "must be at most 131072" if size == INT_MAX else expected
         error = f"group_size = {size} (byte 37): {expected}"
         cases.append(of_model(14, f"group-size-{size}", bad, error))
     C, L, V = (SHAPE[name] for name in ("dim", "n_layers", "vocab_size"))
