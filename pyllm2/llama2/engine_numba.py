@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm2.llama2 import ops_numba, step_numba
+from pyllm2.llama2.quantized import Quantized
 
 Array = NDArray[np.float32]
 
@@ -48,6 +49,9 @@ class FastOps(ops_numba.Ops):
         return prompt.forward(tokens, pos, cache, last_only)
 
 
+_PROMPT_KERNELS = ("rmsnorm", "swiglu", "attention", "quantize", "matmul_q8")
+
+
 class _PromptOps:
     """The plain ops, but products by BLAS, and vector code where `exp` and sums take the time."""
 
@@ -55,7 +59,7 @@ class _PromptOps:
         self._ops = ops
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("rmsnorm", "swiglu", "attention") and not ops_numba.forked:
+        if name in _PROMPT_KERNELS and not ops_numba.forked:
             return step_numba.kernel(f"prompt_{name}")
         return getattr(self._ops, name)
 
@@ -84,12 +88,21 @@ class Step:
         }  # fmt: skip
         arrays = {name: _lines(size, np.float32) for name, size in self._buffers.items()}
         self.logits, self._counters = arrays["LOGITS"], _lines(64, np.int64)
-        classifier = w.token_embedding if w.classifier is None else w.classifier
+        matrices = {
+            "WQ": w.wq, "WK": w.wk, "WV": w.wv, "WO": w.wo, "W1": w.w1, "W2": w.w2, "W3": w.w3,
+            "CLASSIFIER": w.token_embedding if w.classifier is None else w.classifier,
+        }  # fmt: skip
+        self._kernel = "step_q8" if isinstance(w.wq, Quantized) else "step"
+        group_size = w.wq.group_size if isinstance(w.wq, Quantized) else 0
+        assert all(getattr(m, "group_size", 0) == group_size for m in matrices.values())
+        # Per thread, a quantised input: values, then scales, each on lines of its own.
+        int8_scales = -(-max(C, F) // 64) * 64 if group_size else 0
+        int8_stride = int8_scales + (-(-int8_scales // (16 * group_size)) * 64 if group_size else 0)
+        arrays["INT8"] = _lines(int8_stride * self.threads, np.int8)
         arrays |= {
             "EMBEDDING": w.token_embedding, "ATTENTION_NORM": w.attention_norm,
-            "WQ": w.wq, "WK": w.wk, "WV": w.wv, "WO": w.wo, "FFN_NORM": w.ffn_norm,
-            "W1": w.w1, "W2": w.w2, "W3": w.w3, "FINAL_NORM": w.final_norm,
-            "CLASSIFIER": classifier, "KEYS": cache.keys, "VALUES": cache.values,
+            "FFN_NORM": w.ffn_norm, "FINAL_NORM": w.final_norm,
+            "KEYS": cache.keys, "VALUES": cache.values,
             "COS": cache.cos, "SIN": cache.sin, "COUNTERS": self._counters,
         }  # fmt: skip
         # The keys once more, as the kernel likes them: blocks of 16 positions, (hs, 16) each.
@@ -104,13 +117,30 @@ class Step:
         sizes = {
             "C": C, "F": F, "L": config.n_layers, "NH": config.n_heads, "NKV": config.n_kv_heads,
             "HS": config.head_size, "V": V, "POSITIONS": cache.positions,
-            "SCRATCH_STRIDE": 4 * scratch,
+            "SCRATCH_STRIDE": 4 * scratch, "GROUP_SIZE": group_size,
+            "INT8_STRIDE": int8_stride, "INT8_SCALES": int8_scales,
         }  # fmt: skip
         self._P = np.zeros(step_numba.P_SIZE, np.int64)
+        self._held: list[NDArray[Any]] = []  # what the addresses of matrices point into
         for name, size in sizes.items():
             self._P[getattr(step_numba, name)] = size
         for name, array in self._arrays.items():
-            self._P[getattr(step_numba, name)] = array.__array_interface__["data"][0]
+            self._P[getattr(step_numba, name)] = _address(array)
+        for name, matrix in matrices.items():
+            self._place(getattr(step_numba, name), matrix)
+
+    def _place(self, at: int, matrix: Any) -> None:
+        """Write down where a matrix is. Layers may lie apart by more than they take."""
+        values = matrix.values if isinstance(matrix, Quantized) else matrix
+        if not values[0].flags.c_contiguous:
+            values = np.ascontiguousarray(values)
+        self._P[at], self._P[at + step_numba.LAYER] = _address(values), values.strides[0]
+        self._held.append(values)
+        if isinstance(matrix, Quantized):
+            scales = np.ascontiguousarray(matrix.scales, np.float32)
+            self._P[at + step_numba.SCALES] = _address(scales)
+            self._P[at + step_numba.SCALES_LAYER] = scales.strides[0]
+            self._held.append(scales)
 
     def __call__(self, token: int, pos: int) -> Array:
         """Logits after a token at a position, (1, V)."""
@@ -120,7 +150,7 @@ class Step:
         self._counters[:] = 0
         if ops_numba.forked:
             self.threads = 1
-        if not step_numba.kernel("step")(self._P, token, pos, self.threads):
+        if not step_numba.kernel(self._kernel)(self._P, token, pos, self.threads):
             self.threads = 1  # the threads did not all come: never wait for them again
         return self.logits[None].copy()
 
@@ -131,6 +161,10 @@ class Step:
         keys = np.zeros((L, 16 * n, NKV, hs), np.float32)
         keys[:, :positions] = self._keys[:, :positions]
         self._blocks[:, :, :n] = keys.reshape(L, n, 16, NKV, hs).transpose(0, 3, 1, 4, 2)
+
+
+def _address(array: NDArray[Any]) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 def _lines(size: int, dtype: Any) -> NDArray[Any]:

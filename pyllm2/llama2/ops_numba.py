@@ -158,14 +158,67 @@ def swiglu(gate, up):
     return out
 
 
+def quantize(x, group_size):
+    T, C = x.shape
+    values, scales = np.zeros((T, C), np.int8), np.zeros((T, C // group_size), np.float32)
+    for t in range(T):
+        for g in range(C // group_size):
+            largest = ZERO
+            for c in range(g * group_size, (g + 1) * group_size):
+                size = abs(x[t, c])
+                if size > largest or size != size:  # NaN stays: no size is greater
+                    largest = size
+            scale = largest / np.float32(127)
+            scales[t, g] = scale
+            if scale > ZERO:
+                for c in range(g * group_size, (g + 1) * group_size):
+                    quotient = np.float64(x[t, c] / scale)
+                    if quotient == quotient:
+                        size = min(math.floor(abs(quotient) + 0.5), 127)
+                        values[t, c] = size if quotient > 0 else -size
+    return values, scales
+
+
+def dequantize(values, scales, group_size):
+    flat, out = values.ravel(), np.zeros(values.size, np.float32)
+    for g in range(len(scales)):
+        for i in range(g * group_size, (g + 1) * group_size):
+            out[i] = np.float32(flat[i]) * scales[g]
+    return out.reshape(values.shape)
+
+
+def matmul_q8(x, x_scales, w, w_scales, group_size):
+    (T, C), OC = x.shape, len(w)
+    out = np.empty((T, OC), np.float32)
+    for o in prange(OC):
+        for t in range(T):
+            dot = ZERO
+            for g in range(C // group_size):
+                integers = np.int32(0)
+                for c in range(g * group_size, (g + 1) * group_size):
+                    integers = np.int32(integers + np.int32(x[t, c]) * np.int32(w[o, c]))
+                # The scale of the group in which the first element lies, as in llama2.c: groups
+                # of w are cut from the flattened matrix and may straddle rows.
+                w_scale = w_scales[(o * C + g * group_size) // group_size]
+                dot += np.float32(integers) * w_scale * x_scales[t, g]
+            out[t, o] = dot
+    return out
+
+
 _OPS = (
     embedding, rmsnorm, matmul, rope_tables, rope, softmax, attention, residual, swiglu,
+    quantize, dequantize, matmul_q8,
 )  # fmt: skip
+
+# Their roundings are part of the model. p·(1/power) must not become p/power; and int8 arithmetic
+# is chaotic: one bit more or less before a rounding to int8 moves all that follows.
+_ORDERED = (rope_tables, quantize, dequantize, matmul_q8)
 
 _FLAGS: dict[str, dict[str, Any]] = {
     # Not nnan or ninf: a NaN must arrive. error_model: division as in C, no check for zero.
     "fast": {"fastmath": {"reassoc", "contract"}, "error_model": "numpy"},
     "strict": {"error_model": "numpy"},
+    "ordered": {"error_model": "numpy"},  # strict, but in parallel
 }
 
 
@@ -176,8 +229,8 @@ class Ops:
         self.build = build
         _announce_compiling()
         for function in _OPS:
-            # The tables' roundings are part of the model: p·(1/power) must not become p/power.
-            compiled = _compiled(function, "strict" if function is rope_tables else build)
+            ordered = build == "fast" and function in _ORDERED
+            compiled = _compiled(function, "ordered" if ordered else build)
             if build == "fast" and _shares_work(function):
                 compiled = _unless_forked(compiled, _compiled(function, "strict"))
             setattr(self, function.__name__, compiled)
@@ -233,7 +286,7 @@ def _compiled(function: Callable[..., Any], build: str) -> Any:
     )
     twin.__qualname__ = f"{function.__name__}_{build}"
     twin.__module__ = function.__module__
-    flags = {**_FLAGS[build], "parallel": build == "fast" and _shares_work(function)}
+    flags = {**_FLAGS[build], "parallel": build != "strict" and _shares_work(function)}
     try:
         return numba.njit(cache=True, **flags)(twin)
     except RuntimeError:  # "cannot cache function": no folder can be written

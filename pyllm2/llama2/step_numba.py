@@ -9,6 +9,9 @@ Decoding reads every weight once, so the memory is the limit and all else must s
 - Sixteen floats at a time, four rows at once from four far places of the matrix: the memory
   fetches ahead in four streams, and four sums share one reduction.
 
+For int8 weights the same, but that every input of a product is quantised first, by each thread
+for itself: quicker than to meet once more.
+
 `ops_numba.py` is the version to read; tests hold this one to the composition of its ops.
 """
 
@@ -23,7 +26,6 @@ from llvmlite import ir
 from numba import njit, prange, types
 
 from pyllm2.llama2.vectors_numba import (
-    FINGERPRINT,
     LINE,
     add,
     dot1,
@@ -38,6 +40,7 @@ from pyllm2.llama2.vectors_numba import (
     scale_and_largest,
     swiglu_row,
 )
+from pyllm2.llama2.vectors_q8_numba import FINGERPRINT, matvec_q8, quantize_row
 
 I64 = ir.IntType(64)
 
@@ -99,13 +102,16 @@ def _gather(counter, decision, tid, nt):
 
 # ---- the step -------------------------------------------------------------------------------
 
-# Places in the array P: sizes, then addresses.
+# Places in the array P: sizes, then addresses. The eight matrices come in one order four times:
+# where each begins, how many bytes from a layer to the next, and the same of its scales.
 (
-    C, F, L, NH, NKV, HS, V, POSITIONS,
-    EMBEDDING, ATTENTION_NORM, WQ, WK, WV, WO, FFN_NORM, W1, W2, W3, FINAL_NORM, CLASSIFIER,
+    C, F, L, NH, NKV, HS, V, POSITIONS, GROUP_SIZE,
+    EMBEDDING, ATTENTION_NORM, FFN_NORM, FINAL_NORM,
     KEYS, VALUES, COS, SIN, BLOCKS, LOGITS, X, Q, OUT, GATE, UP, Z, DELTA, SCRATCH,
-    SCRATCH_STRIDE, COUNTERS, P_SIZE,
-) = range(37)  # fmt: skip
+    SCRATCH_STRIDE, INT8, INT8_STRIDE, INT8_SCALES, COUNTERS,
+    WQ, WK, WV, WO, W1, W2, W3, CLASSIFIER,
+) = range(40)  # fmt: skip
+LAYER, SCALES, SCALES_LAYER, P_SIZE = 8, 16, 24, WQ + 32
 
 
 @njit(error_model="numpy")
@@ -116,6 +122,34 @@ def _matvec(out, w, x, n, begin, end):
         dot4(out + 4 * i, 4 * quarter, w + i * row, quarter * row, x, n)
     for i in range(begin + 4 * quarter, end):
         dot1(out + 4 * i, 0, w + i * row, 0, x, n)
+
+
+@njit(error_model="numpy")
+def _as_it_is(P, x, n, own):
+    """What `_product` reads of x: x."""
+    return x
+
+
+@njit(error_model="numpy")
+def _product(P, out, matrix, layer, x, n, begin, end):
+    """Rows begin … end - 1 of a layer's matrix times x, n long."""
+    _matvec(out, P[matrix] + layer * P[matrix + LAYER], x, n, begin, end)
+
+
+@njit(error_model="numpy")
+def _in_groups(P, x, n, own):
+    """What `_product_q8` reads of x: int8 in this thread's own place, the scales after them."""
+    size, scales = P[GROUP_SIZE], own + P[INT8_SCALES]
+    quantize_row(own, scales, x, n, size)
+    return own
+
+
+@njit(error_model="numpy")
+def _product_q8(P, out, matrix, layer, x, n, begin, end):
+    """`_product` of what `_in_groups` has left."""
+    w = P[matrix] + layer * P[matrix + LAYER]
+    scales = P[matrix + SCALES] + layer * P[matrix + SCALES_LAYER]
+    matvec_q8(out, w, scales, x, x + P[INT8_SCALES], n, P[GROUP_SIZE], begin, end)
 
 
 @njit(error_model="numpy")
@@ -148,64 +182,82 @@ def _attend(out, q, blocks, v, stride, seen, hs, scores):
     mix(out, v, stride, scores, seen, hs, total)
 
 
-@njit(error_model="numpy")
-def _worker(P, token, pos, tid, nt):
-    """What thread tid of nt does for one token. Between barriers nobody reads what others write."""
-    c, f, nh, nkv, hs = P[C], P[F], P[NH], P[NKV], P[HS]
-    kv, mul, seen = nkv * hs, nh // nkv, pos + 1
-    y = P[SCRATCH] + tid * P[SCRATCH_STRIDE]  # this thread's own: a normed x, then scores
-    scores = y + 4 * c
-    cos, sin = P[COS] + 2 * pos * hs, P[SIN] + 2 * pos * hs
-    x, bar, phase = P[X], P[COUNTERS], 1
-    c0, c1 = c * tid // nt, c * (tid + 1) // nt
-    f0, f1 = f * tid // nt, f * (tid + 1) // nt
-    h0, h1 = nh * tid // nt, nh * (tid + 1) // nt
-    g0, g1 = nkv * tid // nt, nkv * (tid + 1) // nt
-    head = (P[POSITIONS] + 15) // 16 * 16 * hs * 4  # bytes of one head's keys in blocks
-    mine = nkv % nt == 0  # then a thread's query heads read only keys that it makes itself
+def _worker_of(ready, product):
+    """The worker, given what makes an operand ready and what multiplies by it."""
 
-    source = P[EMBEDDING] + 4 * token * c  # the residual stream, at first the embedding's row
-    for layer in range(P[L]):
-        values = P[VALUES] + 4 * layer * P[POSITIONS] * kv
-        key = P[KEYS] + 4 * (layer * P[POSITIONS] + pos) * kv
-        blocks = P[BLOCKS] + layer * nkv * head
+    @njit(error_model="numpy")
+    def worker(P, token, pos, tid, nt):
+        """What thread tid of nt does for one token.
 
-        rmsnorm_row(y, source, P[ATTENTION_NORM] + 4 * layer * c, c)
-        _matvec(P[Q], P[WQ] + 4 * layer * c * c, y, c, h0 * hs, h1 * hs)
-        _matvec(key, P[WK] + 4 * layer * kv * c, y, c, g0 * hs, g1 * hs)
-        _matvec(values + 4 * pos * kv, P[WV] + 4 * layer * kv * c, y, c, g0 * hs, g1 * hs)
-        for g in range(g0, g1):
-            _rope(key + 4 * g * hs, key + 4 * g * hs, cos, sin, hs)
-            _remember(blocks + g * head, key + 4 * g * hs, pos, hs)
-        if not mine:
+        Between barriers nobody reads what others write.
+        """
+        c, f, nh, nkv, hs = P[C], P[F], P[NH], P[NKV], P[HS]
+        kv, mul, seen = nkv * hs, nh // nkv, pos + 1
+        y = P[SCRATCH] + tid * P[SCRATCH_STRIDE]  # this thread's own: a normed x, then scores
+        scores = y + 4 * c
+        own = P[INT8] + tid * P[INT8_STRIDE]
+        cos, sin = P[COS] + 2 * pos * hs, P[SIN] + 2 * pos * hs
+        x, bar, phase = P[X], P[COUNTERS], 1
+        c0, c1 = c * tid // nt, c * (tid + 1) // nt
+        f0, f1 = f * tid // nt, f * (tid + 1) // nt
+        h0, h1 = nh * tid // nt, nh * (tid + 1) // nt
+        g0, g1 = nkv * tid // nt, nkv * (tid + 1) // nt
+        head = (P[POSITIONS] + 15) // 16 * 16 * hs * 4  # bytes of one head's keys in blocks
+        mine = nkv % nt == 0  # then a thread's query heads read only keys that it makes itself
+
+        source = P[EMBEDDING] + 4 * token * c  # the residual stream, at first the embedding's row
+        for layer in range(P[L]):
+            values = P[VALUES] + 4 * layer * P[POSITIONS] * kv
+            key = P[KEYS] + 4 * (layer * P[POSITIONS] + pos) * kv
+            blocks = P[BLOCKS] + layer * nkv * head
+
+            rmsnorm_row(y, source, P[ATTENTION_NORM] + 4 * layer * c, c)
+            a = ready(P, y, c, own)
+            product(P, P[Q], WQ, layer, a, c, h0 * hs, h1 * hs)
+            product(P, key, WK, layer, a, c, g0 * hs, g1 * hs)
+            product(P, values + 4 * pos * kv, WV, layer, a, c, g0 * hs, g1 * hs)
+            for g in range(g0, g1):
+                _rope(key + 4 * g * hs, key + 4 * g * hs, cos, sin, hs)
+                _remember(blocks + g * head, key + 4 * g * hs, pos, hs)
+            if not mine:
+                _barrier(bar, nt, phase)
+                phase += 1
+            for h in range(h0, h1):
+                q, out, g = P[Q] + 4 * h * hs, P[OUT] + 4 * h * hs, h // mul
+                _rope(q, q, cos, sin, hs)
+                v = values + 4 * g * hs
+                _attend(out, q, blocks + g * head, v, 4 * kv, seen, hs, scores)
             _barrier(bar, nt, phase)
-            phase += 1
-        for h in range(h0, h1):
-            q, out, g = P[Q] + 4 * h * hs, P[OUT] + 4 * h * hs, h // mul
-            _rope(q, q, cos, sin, hs)
-            v = values + 4 * g * hs
-            _attend(out, q, blocks + g * head, v, 4 * kv, seen, hs, scores)
-        _barrier(bar, nt, phase)
 
-        _matvec(P[DELTA], P[WO] + 4 * layer * c * c, P[OUT], c, c0, c1)
-        add(x + 4 * c0, source + 4 * c0, P[DELTA] + 4 * c0, c1 - c0)
-        source = x
-        _barrier(bar, nt, phase + 1)
+            a = ready(P, P[OUT], c, own)
+            product(P, P[DELTA], WO, layer, a, c, c0, c1)
+            add(x + 4 * c0, source + 4 * c0, P[DELTA] + 4 * c0, c1 - c0)
+            source = x
+            _barrier(bar, nt, phase + 1)
 
-        rmsnorm_row(y, x, P[FFN_NORM] + 4 * layer * c, c)
-        _matvec(P[GATE], P[W1] + 4 * layer * f * c, y, c, f0, f1)
-        _matvec(P[UP], P[W3] + 4 * layer * f * c, y, c, f0, f1)
-        swiglu_row(P[Z] + 4 * f0, P[GATE] + 4 * f0, P[UP] + 4 * f0, f1 - f0)
-        _barrier(bar, nt, phase + 2)
+            rmsnorm_row(y, x, P[FFN_NORM] + 4 * layer * c, c)
+            a = ready(P, y, c, own)
+            product(P, P[GATE], W1, layer, a, c, f0, f1)
+            product(P, P[UP], W3, layer, a, c, f0, f1)
+            swiglu_row(P[Z] + 4 * f0, P[GATE] + 4 * f0, P[UP] + 4 * f0, f1 - f0)
+            _barrier(bar, nt, phase + 2)
 
-        _matvec(P[DELTA], P[W2] + 4 * layer * c * f, P[Z], f, c0, c1)
-        add(x + 4 * c0, x + 4 * c0, P[DELTA] + 4 * c0, c1 - c0)
-        _barrier(bar, nt, phase + 3)
-        phase += 4
+            a = ready(P, P[Z], f, own)
+            product(P, P[DELTA], W2, layer, a, f, c0, c1)
+            add(x + 4 * c0, x + 4 * c0, P[DELTA] + 4 * c0, c1 - c0)
+            _barrier(bar, nt, phase + 3)
+            phase += 4
 
-    rmsnorm_row(y, x, P[FINAL_NORM], c)
-    v = P[V]
-    _matvec(P[LOGITS], P[CLASSIFIER], y, c, v * tid // nt, v * (tid + 1) // nt)
+        rmsnorm_row(y, x, P[FINAL_NORM], c)
+        v = P[V]
+        a = ready(P, y, c, own)
+        product(P, P[LOGITS], CLASSIFIER, 0, a, c, v * tid // nt, v * (tid + 1) // nt)
+
+    return worker
+
+
+_worker = _worker_of(_as_it_is, _product)
+_worker_q8 = _worker_of(_in_groups, _product_q8)
 
 
 def _step(P, token, pos, nt):
@@ -221,6 +273,22 @@ def _step(P, token, pos, nt):
             together[tid] = 1
         elif tid == 0:
             _worker(P, token, pos, tid, np.int64(1))
+    return together[0] == 1
+
+
+def _step_q8(P, token, pos, nt):
+    """`_step` for int8 weights."""
+    if nt == 1:
+        _worker_q8(P, token, pos, np.int64(0), np.int64(1))
+        return True
+    together = np.zeros(nt, np.int64)
+    for t in prange(nt):
+        tid = np.int64(t)
+        if _gather(P[COUNTERS] + 64, P[COUNTERS] + 128, tid, nt):
+            _worker_q8(P, token, pos, tid, nt)
+            together[tid] = 1
+        elif tid == 0:
+            _worker_q8(P, token, pos, tid, np.int64(1))
     return together[0] == 1
 
 
@@ -264,9 +332,36 @@ def _prompt_attention(q, k, v):
     return out
 
 
+def _prompt_quantize(x, group_size):
+    T, n = x.shape
+    values = np.zeros((T, n), np.int8)
+    scales = np.empty((T, n // group_size), np.float32)
+    for row in prange(T):
+        t = np.int64(row)
+        to, tos, source = values[t].ctypes.data, scales[t].ctypes.data, x[t].ctypes.data
+        quantize_row(to, tos, source, n, group_size)
+    return values, scales
+
+
+ROWS = 32  # of a matrix, multiplied by every token while they are in the cache
+
+
+def _prompt_matmul_q8(x, x_scales, w, w_scales, group_size):
+    (T, n), rows = x.shape, len(w)
+    out = np.empty((T, rows), np.float32)
+    for some in prange((rows + ROWS - 1) // ROWS):
+        begin = np.int64(some) * ROWS
+        end = min(begin + ROWS, rows)
+        for t in range(T):
+            to, xs = out[t].ctypes.data, x_scales[t].ctypes.data
+            first, scales = w.ctypes.data, w_scales.ctypes.data
+            matvec_q8(to, first, scales, x[t].ctypes.data, xs, n, group_size, begin, end)
+    return out
+
+
 @functools.cache
 def kernel(name: str) -> Any:
-    """One of `step`, `prompt_rmsnorm`, `prompt_swiglu`, `prompt_attention`, jitted.
+    """`step`, `step_q8` or one of the functions `prompt_…` above, jitted.
 
     Kept on disk where a folder can be written. The name that the cache knows it by has the
     fingerprint of the vector code in it, whose changes the cache would not see.

@@ -1,0 +1,269 @@
+"""Products of int8 rows, 64 bytes at a time: `vectors_numba` for weights in groups.
+
+A product of 64 bytes is 16 integers, each the exact sum of four neighbours; they are scaled to
+floats where they stand, and only a whole row is summed across. Two ways to the 16 integers give
+the same bits: one instruction where the processor has VNNI, else a few that any has.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils, config
+from numba.core.registry import cpu_target
+
+from pyllm2.llama2 import vectors_numba
+
+from pyllm2.llama2.vectors_numba import (  # isort: skip
+    F32, I8, I32, I64, J16, LINE, PREFETCH, V16,
+    _call, _fma, _load, _numbers, _prefetch, _shuffle, _splat, _splat_constant, _store,
+    _sums_of_four, _vectors, emits, put_float,
+)  # fmt: skip
+
+FINGERPRINT = hashlib.sha256(
+    Path(__file__).read_bytes() + vectors_numba.FINGERPRINT.encode()
+).hexdigest()[:12]
+
+B16, B32, B64 = (ir.VectorType(I8, lanes) for lanes in (16, 32, 64))
+ZEROS = _numbers(I32, [0] * 16)
+
+
+def has_vnni() -> bool:
+    """Whether Numba compiles for a processor with VNNI.
+
+    Numba's own list of features is asked, not the processor: NUMBA_CPU_FEATURES and
+    NUMBA_ENABLE_AVX have had their say there. LLVM ends the process at an instruction that is not
+    on the list. A processor named by NUMBA_CPU_NAME has what is named beside it.
+    """
+    if config.CPU_NAME is not None and config.CPU_FEATURES is None:
+        return False
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return {"+avx512f", "+avx512bw", "+avx512vnni"} <= set(features.split(","))
+
+
+def _bytes(b: Any, address: Any, kind: Any = B64) -> Any:
+    value = b.load(b.inttoptr(address, kind.as_pointer()))
+    value.align = 1
+    return value
+
+
+def _half_line(b: Any, address: Any) -> Any:
+    """32 bytes and as many zeros."""
+    zeros = ir.Constant(B32, None)
+    return _shuffle(b, _bytes(b, address, B32), zeros, *range(64))
+
+
+def _widened_products(b: Any, w: Any, x: Any) -> Any:
+    """What LLVM makes vpmaddwd of: 64 products, then sums of neighbours, twice."""
+    wide = ir.VectorType(I32, 64)
+    sums = b.mul(b.sext(w, wide), b.sext(x, wide))
+    for lanes in (64, 32):
+        evens = _shuffle(b, sums, sums, *range(0, lanes, 2))
+        sums = b.add(evens, _shuffle(b, sums, sums, *range(1, lanes, 2)))
+    return sums
+
+
+def _vpdpbusd(b: Any, start: Any, unsigned: Any, signed: Any) -> Any:
+    return _call(b, "llvm.x86.avx512.vpdpbusd.512", J16, start, unsigned, signed)
+
+
+def _products_of_four(b: Any, ws: list[Any], x: Any, vnni: bool) -> list[Any]:
+    """For each w of 64 bytes the sixteen integers Σ w · x over four neighbours."""
+    if not vnni:
+        return [_widened_products(b, w, x) for w in ws]
+    # The instruction takes one operand as unsigned: w + 128, which is w with its sign bit turned.
+    # What that adds is 128 · Σ x, taken away beforehand.
+    high = _numbers(I8, [-128] * 64)
+    start = b.sub(ZEROS, _vpdpbusd(b, ZEROS, high, x))
+    return [_vpdpbusd(b, start, b.xor(w, high), x) for w in ws]
+
+
+def _float_at(b: Any, base: Any, index: Any) -> Any:
+    return _load(b, b.add(base, b.mul(index, I64(4))), F32)
+
+
+def _dot_q8(rows: int, group: int, vnni: bool) -> Any:
+    """`rows` products for groups of 32 (group = 32) or of any multiple of 64 (group = 64)."""
+
+    def emit(b: Any, out: Any, stride: Any, w: Any, w_stride: Any, scales: Any,
+             x: Any, xs: Any, groups: Any, size: Any) -> None:  # fmt: skip
+        totals = [cgutils.alloca_once_value(b, _splat_constant(0.0)) for _ in range(rows)]
+        starts = [b.add(w, b.mul(w_stride, I64(k))) for k in range(rows)]
+
+        def line(offset: Any, w_scales: list[Any], x_scale: Any, load: Any = _bytes) -> None:
+            ws = [load(b, b.add(start, offset)) for start in starts]
+            if rows > 1:
+                for start in starts:
+                    _prefetch(b, b.add(start, b.add(offset, I64(PREFETCH))))
+            sums = _products_of_four(b, ws, load(b, b.add(x, offset)), vnni)
+            for integers, w_scale, total in zip(sums, w_scales, totals, strict=True):
+                scaled = b.fmul(b.sitofp(integers, V16), w_scale)
+                b.store(_fma(b, scaled, x_scale, b.load(total)), total)
+
+        def spread(base: Any, g: Any) -> Any:
+            return _splat(b, _float_at(b, base, g))
+
+        def spread_two(base: Any, g: Any) -> Any:
+            both = _load(b, b.add(base, b.mul(g, I64(4))), ir.VectorType(F32, 2))
+            return _shuffle(b, both, both, *[0] * 8, *[1] * 8)
+
+        if group == 32:
+            pairs = b.and_(groups, I64(-2))
+            with cgutils.for_range_slice(b, I64(0), pairs, I64(2), intp=I64) as (g, _):
+                line(b.mul(g, I64(32)), [spread_two(s, g) for s in scales], spread_two(xs, g))
+            with b.if_then(b.icmp_signed("<", pairs, groups)):
+                last = [spread(s, pairs) for s in scales]
+                line(b.mul(pairs, I64(32)), last, spread(xs, pairs), _half_line)
+        else:
+            with cgutils.for_range(b, groups, intp=I64) as g:
+                begin = b.mul(g.index, size)
+                end = b.add(begin, size)
+                w_scales, x_scale = [spread(s, g.index) for s in scales], spread(xs, g.index)
+                with cgutils.for_range_slice(b, begin, end, I64(LINE), intp=I64) as (at, _):
+                    line(at, w_scales, x_scale)
+        zeros = [_splat_constant(0.0)] * (4 - rows)
+        found = _sums_of_four(b, [b.load(total) for total in totals] + zeros)
+        for k in range(rows):
+            _store(b, b.extract_element(found, I32(k)), b.add(out, b.mul(stride, I64(k))))
+
+    if rows == 1:
+
+        @emits(types.void)
+        def dot1_q8(b, out, w, scales, x, xs, groups, size):
+            """out = w · x, scales being the row's first of w, xs the first of x."""
+            emit(b, out, I64(0), w, I64(0), [scales], x, xs, groups, size)
+
+        return dot1_q8
+
+    @emits(types.void)
+    def dot4_q8(b, out, stride, w, w_stride, s0, s1, s2, s3, x, xs, groups, size):
+        """out[k] = w[k] · x for four rows; strides in bytes."""
+        emit(b, out, stride, w, w_stride, [s0, s1, s2, s3], x, xs, groups, size)
+
+    return dot4_q8
+
+
+class Dots(NamedTuple):
+    four_32: Any
+    one_32: Any
+    four_64: Any
+    one_64: Any
+
+
+@functools.cache
+def dots(vnni: bool) -> Dots:
+    """The products for the usual groups: 32, and multiples of 64."""
+    return Dots(*(_dot_q8(rows, group, vnni) for group in (32, 64) for rows in (4, 1)))
+
+
+@emits(types.void)
+def dot_any_q8(b, out, w, scales, x, xs, groups, size):
+    """out = w · x for groups of any size, summed and scaled in the order of the specification."""
+    total = cgutils.alloca_once_value(b, ir.Constant(F32, 0.0))
+    integers = cgutils.alloca_once(b, J16)
+    with cgutils.for_range(b, groups, intp=I64) as g:
+        begin = b.mul(g.index, size)
+        b.store(ZEROS, integers)
+
+        def body(offset: Any, mask: Any) -> None:
+            at = b.add(begin, b.sdiv(offset, I64(4)))  # `_vectors` counts four bytes an element
+            wide = []
+            for address in (b.add(w, at), b.add(x, at)):
+                pointer = b.inttoptr(address, B16.as_pointer())
+                if mask is None:
+                    sixteen = _bytes(b, address, B16)
+                else:
+                    name, rest = "llvm.masked.load.v16i8.p0", ir.Constant(B16, None)
+                    sixteen = _call(b, name, B16, pointer, I32(1), mask, rest)
+                wide.append(b.sext(sixteen, J16))
+            b.store(b.add(b.load(integers), b.mul(*wide)), integers)
+
+        _vectors(b, size, body)
+        exact = _call(b, "llvm.vector.reduce.add.v16i32", I32, b.load(integers))
+        term = b.fmul(b.sitofp(exact, F32), _float_at(b, scales, g.index))
+        term = b.fmul(term, _float_at(b, xs, g.index))
+        b.store(b.fadd(b.load(total), term), total)
+    _store(b, b.load(total), out)
+
+
+@emits(types.float32)
+def quantize_group(b, values, x, n):
+    """values = x / scale, rounded half away from zero; the scale, max|x| / 127."""
+    # Bits of sizes compare as the sizes do, and NaN is the largest: it is not to be lost.
+    largest, no_sign = cgutils.alloca_once_value(b, ZEROS), _numbers(I32, [2**31 - 1] * 16)
+
+    def look(offset: Any, mask: Any) -> None:
+        sixteen = vectors_numba._read(b, b.add(x, offset), mask)
+        sizes = b.and_(b.bitcast(sixteen, J16), no_sign)
+        b.store(_call(b, "llvm.smax.v16i32", J16, b.load(largest), sizes), largest)
+
+    _vectors(b, n, look)
+    bits = _call(b, "llvm.vector.reduce.smax.v16i32", I32, b.load(largest))
+    scale = b.fdiv(b.bitcast(bits, F32), ir.Constant(F32, 127.0))
+    divisor = _splat(b, scale)
+    usable = b.fcmp_ordered(">", divisor, _splat_constant(0.0))
+
+    def write(offset: Any, mask: Any) -> None:
+        quotient = b.fdiv(vectors_numba._read(b, b.add(x, offset), mask), divisor)
+        usual = b.and_(usable, b.fcmp_ordered("==", quotient, quotient))
+        quotient = b.select(usual, quotient, _splat_constant(0.0))
+        rounded = _call(b, "llvm.round.v16f32", V16, quotient)
+        for name, limit in (("min", 127.0), ("max", -127.0)):
+            rounded = _call(b, f"llvm.{name}num.v16f32", V16, rounded, _splat_constant(limit))
+        sixteen = b.trunc(b.fptosi(rounded, J16), B16)
+        pointer = b.inttoptr(b.add(values, b.sdiv(offset, I64(4))), B16.as_pointer())
+        if mask is None:
+            b.store(sixteen, pointer).align = 1
+        else:
+            name = "llvm.masked.store.v16i8.p0"
+            _call(b, name, ir.VoidType(), sixteen, pointer, I32(1), mask)
+
+    _vectors(b, n, write)
+    return scale
+
+
+# ---- whole rows and matrices -----------------------------------------------------------------
+
+
+@njit(error_model="numpy")
+def quantize_row(values, scales, x, n, size):
+    """The whole groups of a row; what is left over is not written."""
+    for g in range(n // size):
+        put_float(scales + 4 * g, quantize_group(values + g * size, x + 4 * g * size, size))
+
+
+_four_32, _one_32, _four_64, _one_64 = dots(has_vnni())
+
+
+@njit(error_model="numpy")
+def matvec_q8(out, w, scales, x, xs, n, size, begin, end):
+    """out[i] = w[i] · x for rows begin … end - 1, four at a time from four far places.
+
+    A row's first scale is that of the group its first element is in.
+    """
+    groups, quarter = n // size, (end - begin) // 4
+    if size != 32 and size % 64 != 0:
+        for i in range(begin, end):
+            dot_any_q8(out + 4 * i, w + i * n, scales + 4 * (i * n // size), x, xs, groups, size)
+        return
+    for i in range(begin, begin + quarter):
+        to, row, far = out + 4 * i, w + i * n, quarter * n
+        s0 = scales + 4 * (i * n // size)
+        s1 = scales + 4 * ((i + quarter) * n // size)
+        s2 = scales + 4 * ((i + 2 * quarter) * n // size)
+        s3 = scales + 4 * ((i + 3 * quarter) * n // size)
+        if size == 32:
+            _four_32(to, 4 * quarter, row, far, s0, s1, s2, s3, x, xs, groups, size)
+        else:
+            _four_64(to, 4 * quarter, row, far, s0, s1, s2, s3, x, xs, groups, size)
+    for i in range(begin + 4 * quarter, end):
+        to, row, first = out + 4 * i, w + i * n, scales + 4 * (i * n // size)
+        if size == 32:
+            _one_32(to, row, first, x, xs, groups, size)
+        else:
+            _one_64(to, row, first, x, xs, groups, size)
