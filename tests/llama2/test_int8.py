@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from pyllm2.cli import main
 from pyllm2.export import compare_on_text, export, read_float32
 from pyllm2.formats.llama2c_q8 import fitting_group_size, quantize_weights, write_q8_checkpoint
 from pyllm2.llama2 import ops
+from pyllm2.llama2.model import Llama2
+from pyllm2.llama2.quantized import Quantized
 from pyllm2.testing import strategies
 from tests.tested import BACKENDS, ops_of
 
@@ -207,3 +209,92 @@ def test_a_file_is_not_exported_over_itself(
     assert main(["export", str(path), str(path), "--format", "v1"]) == 2
     assert "would overwrite the input" in capsys.readouterr().err
     assert path.read_bytes() == (golden / "stories260K.bin").read_bytes()
+
+
+STRICT = [b for b in BACKENDS if b.endswith("-strict")]
+
+
+@pytest.mark.parametrize("backend", STRICT)
+@pytest.mark.parametrize("name", ["story24", "unicode", "long"])
+@pytest.mark.parametrize("group_size", [4, 64])
+def test_strict_logits_are_the_recorded_bits(
+    golden: Path, backend: str, name: str, group_size: int
+) -> None:
+    """Both strict engines, prompt fed at once: every bit of every recorded logit."""
+    ops_of(backend)
+    cases = json.loads((golden / "logits.json").read_text())
+    case = next(c for c in cases if c["name"] == f"q80_g{group_size}_{name}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("warnings.warn", lambda *_, **__: None)
+        model = pyllm2.load(golden / case["model"], backend=backend)
+    ours = model.logits(case["tokens"])[case["positions"]]
+    np.testing.assert_array_equal(ours, np.load(golden / case["file"]))
+
+
+@st.composite
+def quantized_models(draw: Any) -> Llama2:
+    """A random model in int8; the group size divides dim, and hidden_dim or not."""
+    model = draw(strategies.models())
+    config = model.config
+    size = draw(st.sampled_from([n for n in range(1, config.dim + 1) if config.dim % n == 0]))
+
+    def quantized(stack: Any) -> Quantized:
+        pairs = [quantize_weights(matrix.ravel(), size) for matrix in stack]
+        values = np.stack([v.reshape(stack.shape[1:]) for v, _ in pairs])
+        return Quantized(values, np.stack([s for _, s in pairs]), size)
+
+    names = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+    matrices: dict[str, Any] = {n: quantized(getattr(model.weights, n)) for n in names}
+    embedding = quantized(model.weights.token_embedding[None])[0]
+    expanded = ops.dequantize(embedding.values, embedding.scales, size)
+    weights = replace(model.weights, **matrices, token_embedding=expanded, classifier=embedding)
+    return Llama2(config, weights, ops)
+
+
+@pytest.mark.skipif(len(STRICT) < 2, reason="two strict backends are compared")
+@given(model=quantized_models(), data=st.data())
+def test_two_strict_engines_agree_to_the_last_bit(model: Llama2, data: st.DataObject) -> None:
+    """C and Numba on whatever int8 model hypothesis draws, ragged groups included."""
+    tokens = data.draw(strategies.token_ids(model.config))
+    logits = []
+    for backend in STRICT:
+        engine = Llama2(model.config, model.weights, ops_of(backend))
+        logits.append(engine.forward(tokens, 0, engine.new_cache(len(tokens))))
+    np.testing.assert_array_equal(*logits)
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b in ("c", "c-strict", "numba")])
+@given(model=quantized_models(), data=st.data())
+def test_a_whole_forward_of_an_int8_model_is_near_its_composition(
+    backend: str, model: Llama2, data: st.DataObject
+) -> None:
+    """To the bit if strict. Else a flipped rounding may move logits, by a part of their size."""
+    engine = Llama2(model.config, model.weights, ops_of(backend))
+    tokens = data.draw(strategies.token_ids(model.config, most=5))
+    caches = [engine.new_cache(len(tokens)) for _ in range(2)]
+    whole = engine.ops.forward(engine, tokens, 0, caches[0])
+    composed = engine.forward(tokens, 0, caches[1])
+    if backend.endswith("-strict"):
+        np.testing.assert_array_equal(whole, composed)
+    else:
+        size = np.abs(composed).max()
+        assert np.median(np.abs(whole - composed)) <= 0.05 * size + 1e-6
+
+
+@pytest.mark.parametrize("backend", STRICT)
+def test_run_prints_what_the_original_int8_engine_printed(
+    golden: Path, backend: str, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Every recorded generation of runq, byte for byte."""
+    ops_of(backend)
+    cases = json.loads((golden / "generations.json").read_text())
+    cases = [case for case in cases if case["engine"] == "runq"]
+    assert len(cases) == 4
+    for case in cases:
+        argv = ["run", str(golden / case["model"]), "-z", str(golden / case["tokenizer"])]
+        for flag, key in (("-t", "temperature"), ("-p", "topp"), ("-s", "seed"), ("-n", "steps")):
+            argv += [flag, case[key]] if case[key] is not None else []
+        if case["prompt_hex"] is not None:
+            argv += ["-i", bytes.fromhex(case["prompt_hex"]).decode()]
+        assert main([*argv, "--backend", backend]) == case["exit_code"]
+        assert capsysbinary.readouterr().out.hex() == case["stdout_hex"], case["name"]
