@@ -208,7 +208,7 @@ def read_bandwidth() -> float:
         began = time.perf_counter()
         data.sum()
         return float(data.nbytes / (time.perf_counter() - began))
-    read = native.library("limits", "fast").limits_read
+    read = native.compiled_library("limits", "fast").limits_read
     best = float("inf")
     for streams in STREAMS:
         began = time.perf_counter()

@@ -56,7 +56,7 @@ def why_not() -> str | None:
 
 
 @functools.cache
-def library(name: str, build: str) -> ctypes.CDLL:
+def compiled_library(name: str, build: str) -> ctypes.CDLL:
     """The shared library of csrc/NAME.c, compiled if need be.
 
     Raises BackendError: no compiler, or what it complained of.

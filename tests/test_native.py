@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 LOAD = "from pyllm2 import native; import logging; logging.basicConfig(level=20); "
-STRICT = LOAD + "native.library('llama2', 'strict')"
+STRICT = LOAD + "native.compiled_library('llama2', 'strict')"
 
 
 def python(code: str, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -75,7 +75,7 @@ def test_a_compiler_that_fails_is_quoted_in_one_line(tmp_path: Path) -> None:
     compiler.chmod(0o755)
     code = LOAD + (
         "from pyllm2.errors import BackendError\n"
-        "try: native.library('llama2', 'fast')\n"
+        "try: native.compiled_library('llama2', 'fast')\n"
         "except BackendError as error: print(error)"
     )
     result = python(code, tmp_path / "cache", CC=str(compiler))

@@ -37,7 +37,7 @@ class Ops:
 
     def __init__(self, build: str, threads: int | None = None) -> None:
         self.build = build
-        self._library = native.library("llama2", build)
+        self._library = native.compiled_library("llama2", build)
         if threads is not None and hasattr(self._library, "omp_set_num_threads"):
             self._library.omp_set_num_threads(c_int32(threads))
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from .library import Model, call, floats, read_v2, same_bits
+from .oracle import Model, call, floats, read_v2, same_bits
 from .program import CSRC, STRICT
 from .tiny import FIELDS, checkpoint_v2
 

@@ -9,7 +9,7 @@ import struct
 
 import numpy as np
 
-from .library import Model, pointer
+from .oracle import Model, pointer
 from .program import refused, run
 from .tiny import SHAPE, checkpoint_v0, vocabulary
 

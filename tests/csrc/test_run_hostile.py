@@ -9,7 +9,7 @@ import struct
 import numpy as np
 import pytest
 
-from .library import pointer
+from .oracle import pointer
 from .program import CSRC, WARNINGS, compile_c, refused, run
 from .tiny import SHAPE, checkpoint_v0, checkpoint_v1, checkpoint_v2, vocabulary, with_field
 

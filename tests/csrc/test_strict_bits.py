@@ -10,7 +10,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from .library import Model, call, floats, same_bits
+from .oracle import Model, call, floats, same_bits
 from .program import CSRC, STRICT
 from .tiny import FIELDS, checkpoint_v0
 

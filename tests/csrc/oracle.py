@@ -138,7 +138,7 @@ class Model:
     """A v0 or v2 file and one state, fed through the library."""
 
     def __init__(self, library, content, layers=None, max_tokens=64):
-        self.library = library
+        self.loaded = library
         is_v2 = content[:4] == struct.pack("<I", MAGIC)
         shape, self.arrays = read_v2(content) if is_v2 else read_v0(content)
         self.config = Config(**shape)
@@ -158,7 +158,7 @@ class Model:
     def feed(self, tokens, pos=0, every=True):
         tokens = np.asarray(tokens, np.int32)
         logits = floats(len(tokens) if every else 1, self.config.vocab_size)
-        self.library.llama2_forward(
+        self.loaded.llama2_forward(
             pointer(logits),
             ctypes.byref(self.state),
             ctypes.byref(self.config),
