@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import pyllm2
@@ -25,6 +25,8 @@ from pyllm2.testing import strategies
 from tests.tested import BACKENDS, ops_of
 
 F32 = np.float32
+# The scale is exactly 1, so these quotients are halves: of either sign, odd and even below them.
+HALVES = (np.array([[127, 0.5, -0.5, 1.5, -1.5, 2.5, -2.5, -126.5]], F32), 8)
 
 
 def plain_quantize(row: Any, group_size: int, half_to_even: bool) -> tuple[list[int], list[Any]]:
@@ -46,6 +48,7 @@ def plain_quantize(row: Any, group_size: int, half_to_even: bool) -> tuple[list[
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(inputs=strategies.quantize_inputs())
+@example(inputs=HALVES)
 def test_activations_round_half_away_from_zero(backend: str, inputs: Any) -> None:
     """Every value and scale is that of the plain rule, exactly, on every backend."""
     x, group_size = inputs
@@ -59,6 +62,7 @@ def test_activations_round_half_away_from_zero(backend: str, inputs: Any) -> Non
 
 
 @given(inputs=strategies.quantize_inputs())
+@example(inputs=HALVES)
 def test_weights_round_half_to_even(inputs: Any) -> None:
     """As the original's export, which differs there from its engine."""
     x, group_size = inputs
@@ -121,6 +125,21 @@ def test_a_written_file_is_read_back(tmp_path: Path, model: Any, wanted: int, li
             np.testing.assert_array_equal(matrix.scales, scales)
     _, expanded, _ = read_float32(path)
     np.testing.assert_array_equal(expanded["token_embedding"], loaded.weights.token_embedding)
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300), st.booleans())
+@example(64, 64, 172, False)
+def test_the_group_size_is_the_first_half_that_fits(
+    wanted: int, dim: int, hidden_dim: int, like_original: bool
+) -> None:
+    """Of wanted, wanted // 2, wanted // 4, …: it divides what it must, no larger one does."""
+    size = fitting_group_size(wanted, dim, hidden_dim, like_original)
+
+    def fits(n: int) -> bool:
+        return dim % n == 0 and (like_original or hidden_dim % n == 0)
+
+    halves = [wanted >> k for k in range(wanted.bit_length())]
+    assert size == next(n for n in halves if fits(n))
 
 
 def test_the_group_size_divides_both_widths_unless_like_the_original(golden: Path) -> None:
