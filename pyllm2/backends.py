@@ -23,9 +23,8 @@ def _c(build: str, threads: int | None) -> Any:
 def _numba(build: str, threads: int | None) -> Any:
     import numba
 
-    if build == "fast" and not getattr(
-        numba.config, "DISABLE_JIT", 0
-    ):  # vector code cannot run as Python
+    steps_in_python = getattr(numba.config, "DISABLE_JIT", 0)  # which vector code cannot
+    if build == "fast" and not steps_in_python:
         return importlib.import_module("pyllm2.llama2.engine_numba").FastOps(threads)
     return importlib.import_module("pyllm2.llama2.ops_numba").Ops(build)
 

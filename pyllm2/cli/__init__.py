@@ -11,9 +11,9 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 
 from pyllm2.cli.arguments import Parser, parser_of
+from pyllm2.cli.output import tell
 from pyllm2.errors import PyLLM2Error, PyLLM2Warning, printable
 
 EXIT_BUG = 70
@@ -37,16 +37,16 @@ def _run(argv: list[str]) -> int:
     except BrokenPipeError:
         return EXIT_CLOSED_PIPE
     except PyLLM2Error as error:
-        _say(f"pyllm2: error: {printable(str(error))}")  # one line, whatever an argument holds
+        tell(f"pyllm2: error: {printable(str(error))}")  # one line, whatever an argument holds
         return error.exit_code
     except MemoryError:
-        _say("pyllm2: error: not enough memory")
+        tell("pyllm2: error: not enough memory")
         return 1
     except SystemExit as stop:  # argparse: --help, --version, usage
         return stop.code if isinstance(stop.code, int) else 1
     except Exception:
         traceback.print_exc()
-        _say("pyllm2: this is a bug in pyllm2; please report it with the lines above")
+        tell("pyllm2: this is a bug in pyllm2; please report it with the lines above")
         return EXIT_BUG
 
 
@@ -74,7 +74,7 @@ def _show_notes() -> None:
 
     class ToStderr(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            _say(f"pyllm2: {record.getMessage()}")
+            tell(f"pyllm2: {record.getMessage()}")
 
     logger = logging.getLogger("pyllm2")
     if not any(type(handler).__name__ == "ToStderr" for handler in logger.handlers):
@@ -94,13 +94,7 @@ def _set_threads(threads: int | None) -> None:
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
-    _say(f"pyllm2: warning: {printable(str(message))}")
-
-
-def _say(line: str) -> None:
-    if sys.stderr is not None:
-        with suppress(OSError):
-            print(line, file=sys.stderr, flush=True)
+    tell(f"pyllm2: warning: {printable(str(message))}")
 
 
 def _finish(code: int) -> int:
@@ -119,7 +113,7 @@ def _finish(code: int) -> int:
             if code == 0 and stream is sys.stdout:
                 code = EXIT_CLOSED_PIPE
                 if not isinstance(error, BrokenPipeError):
-                    _say(f"pyllm2: error: standard output: {(error.strerror or '').lower()}")
+                    tell(f"pyllm2: error: standard output: {(error.strerror or '').lower()}")
                     code = 1
     return code
 

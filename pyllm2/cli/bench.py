@@ -11,6 +11,7 @@ from pyllm2 import backends, bench
 from pyllm2.cli.common import say
 from pyllm2.cli.output import Output
 from pyllm2.errors import BackendError, UsageError
+from pyllm2.formats.writer import atomic_write
 
 
 def main(options: argparse.Namespace) -> int:
@@ -47,7 +48,8 @@ def main(options: argparse.Namespace) -> int:
     table = tabulate(report.rows(rival), bench.HEADERS, tablefmt="github", disable_numparse=True)
     output.write_raw(f"{head}{table}\n".encode())
     if options.json:
-        Path(options.json).write_text(json.dumps(report.as_json(), indent=1) + "\n")
+        with atomic_write(options.json) as file:
+            file.write((json.dumps(report.as_json(), indent=1) + "\n").encode())
     if options.plot:
         bench.plot(report, options.plot)
     return 0

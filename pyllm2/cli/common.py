@@ -7,8 +7,8 @@ import os
 import secrets
 import sys
 import time
-from contextlib import suppress
 
+from pyllm2.cli.output import tell
 from pyllm2.errors import FileError
 from pyllm2.formats.reader import open_source
 from pyllm2.language_model import LanguageModel, load
@@ -92,10 +92,3 @@ class Clock:
 def say(line: str) -> None:
     """A line on stderr."""
     tell(f"pyllm2: {line}")
-
-
-def tell(line: str) -> None:
-    """A line on stderr without our name; where nobody can read it, it is lost."""
-    if sys.stderr is not None:
-        with suppress(OSError):
-            print(line, file=sys.stderr, flush=True)

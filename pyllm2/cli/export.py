@@ -18,7 +18,8 @@ def main(options: argparse.Namespace) -> int:
 
 def convert(options: argparse.Namespace, to: str) -> int:
     """Write the file and say what it is; the group size, 0 for float32."""
-    if os.path.exists(options.target) and os.path.samefile(options.source, options.target):
+    both_exist = os.path.exists(options.source) and os.path.exists(options.target)
+    if both_exist and os.path.samefile(options.source, options.target):
         raise UsageError(f"{options.target}: the output would overwrite the input")
     size, notes = export(
         options.source, options.target, to, options.group_size, options.like_original

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import BinaryIO
 
 from pyllm2.errors import FileError
@@ -40,6 +41,13 @@ class Output:
             raise
         except OSError as error:
             raise FileError("standard output", (error.strerror or str(error)).lower()) from None
+
+
+def tell(line: str) -> None:
+    """A line on stderr; where nobody can read it, it is lost."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
 
 
 def escaped(text: str) -> str:

@@ -15,8 +15,8 @@ import numpy as np
 
 from pyllm2 import backends
 from pyllm2.cli.c_numbers import atof, atoi
-from pyllm2.cli.common import argument_bytes, say, tell
-from pyllm2.cli.output import Output
+from pyllm2.cli.common import argument_bytes, say
+from pyllm2.cli.output import Output, tell
 from pyllm2.errors import PyLLM2Error
 from pyllm2.generate import PREFILL_CHUNK, prefill
 from pyllm2.language_model import LanguageModel, load

@@ -7,7 +7,7 @@ and hands pointers to C; loops and comments are in csrc/llama2.c.
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import Structure, c_int32, c_int64, c_void_p
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from pyllm2 import native
 
 Array = NDArray[np.float32]
 Int8 = NDArray[np.int8]
-FloatPointer = POINTER(c_float)
 
 
 def _floats(a: Any) -> Array:

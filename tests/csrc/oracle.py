@@ -173,3 +173,21 @@ class Model:
     def buffer(self, name, *shape):
         at = (getattr(self.state, name) - self.memory.ctypes.data) // 4
         return self.memory[at : at + int(np.prod(shape))].reshape(shape).copy()
+
+
+def assert_state_recorded(model, recorded, n, chunk):
+    """Caches of n positions, and what the last of `chunk` tokens left in the last layer."""
+    C, F, L, NH, NKV, _, S = (getattr(model.config, f) for f in FIELDS)
+    for name in ("key_cache", "value_cache"):
+        cache = model.buffer(name, L, S, NKV * C // NH)
+        assert same_bits(cache[:, :n], recorded[name]), name
+    assert same_bits(model.buffer("att", NH, n), recorded["att_last_layer"])
+    for name, size, key in (
+        ("q", C, "q_last_layer"),
+        ("proj", C, "attn_proj_last_layer"),
+        ("hidden", F, "ffn_hidden_last_layer"),
+        ("up", F, "ffn_up_last_layer"),
+        ("ffn", C, "ffn_out_last_layer"),
+        ("y", C, "x_final_normed"),
+    ):
+        assert same_bits(model.buffer(name, chunk, size)[-1], recorded[key]), name

@@ -10,7 +10,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from .oracle import Model, call, floats, same_bits
+from .oracle import Model, assert_state_recorded, call, floats, same_bits
 from .program import CSRC, STRICT
 from .tiny import FIELDS, checkpoint_v0
 
@@ -110,20 +110,7 @@ def test_state_has_the_recorded_bits(golden, library, stories, chunk):
     model = Model(library, stories)
     for i in range(0, len(tokens), chunk):
         model.feed(tokens[i : i + chunk], i)
-    C, F, L, NH, NKV, _, S = (getattr(model.config, f) for f in FIELDS)
-    for name in ("key_cache", "value_cache"):
-        cache = model.buffer(name, L, S, NKV * C // NH)
-        assert same_bits(cache[:, : len(tokens)], z[name]), name
-    assert same_bits(model.buffer("att", NH, len(tokens)), z["att_last_layer"])
-    for name, size, key in (
-        ("q", C, "q_last_layer"),
-        ("proj", C, "attn_proj_last_layer"),
-        ("hidden", F, "ffn_hidden_last_layer"),
-        ("up", F, "ffn_up_last_layer"),
-        ("ffn", C, "ffn_out_last_layer"),
-        ("y", C, "x_final_normed"),
-    ):
-        assert same_bits(model.buffer(name, chunk, size)[-1], z[key]), name
+    assert_state_recorded(model, z, len(tokens), chunk)
 
 
 def test_every_depth_has_the_recorded_bits(golden, library, stories):

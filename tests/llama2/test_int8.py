@@ -317,3 +317,14 @@ def test_run_prints_what_the_original_int8_engine_printed(
             argv += ["-i", bytes.fromhex(case["prompt_hex"]).decode()]
         assert main([*argv, "--backend", backend]) == case["exit_code"]
         assert capsysbinary.readouterr().out.hex() == case["stdout_hex"], case["name"]
+
+
+def test_a_missing_input_is_refused_even_if_the_output_exists(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, and what was there stays."""
+    (tmp_path / "out.bin").write_bytes(b"old")
+    argv = ["export", str(tmp_path / "no.bin"), str(tmp_path / "out.bin"), "--format", "v1"]
+    assert main(argv) == 1
+    assert capsys.readouterr().err.endswith("no.bin: no such file or directory\n")
+    assert (tmp_path / "out.bin").read_bytes() == b"old"
