@@ -12,30 +12,30 @@ from typing import Any
 from pyllm2.errors import BackendError
 
 
-def _numpy(threads: int | None) -> Any:
-    return importlib.import_module("pyllm2.llama2.ops")
+def _numpy(package: str, threads: int | None) -> Any:
+    return importlib.import_module(f"{package}.ops")
 
 
-def _c(build: str, threads: int | None) -> Any:
-    return importlib.import_module("pyllm2.llama2.ops_c").Ops(build, threads)
+def _c(build: str, package: str, threads: int | None) -> Any:
+    return importlib.import_module(f"{package}.ops_c").Ops(build, threads)
 
 
-def _numba(build: str, threads: int | None) -> Any:
+def _numba(build: str, package: str, threads: int | None) -> Any:
     import numba
 
     steps_in_python = getattr(numba.config, "DISABLE_JIT", 0)  # which vector code cannot
     if build == "fast" and not steps_in_python:
-        return importlib.import_module("pyllm2.llama2.engine_numba").FastOps(threads)
-    return importlib.import_module("pyllm2.llama2.ops_numba").Ops(build)
+        return importlib.import_module(f"{package}.engine_numba").FastOps(threads)
+    return importlib.import_module(f"{package}.ops_numba").Ops(build)
 
 
-# name -> what gives the ops of the Llama half. Best first; a strict one is never the default.
-_OPS: dict[str, Callable[[int | None], Any]] = {
-    "numba": lambda threads: _numba("fast", threads),
-    "c": lambda threads: _c("fast", threads),
+# name -> what gives the ops of a package. Best first; a strict one is never the default.
+_OPS: dict[str, Callable[[str, int | None], Any]] = {
+    "numba": functools.partial(_numba, "fast"),
+    "c": functools.partial(_c, "fast"),
     "numpy": _numpy,
-    "numba-strict": lambda threads: _numba("strict", threads),
-    "c-strict": lambda threads: _c("strict", threads),
+    "numba-strict": functools.partial(_numba, "strict"),
+    "c-strict": functools.partial(_c, "strict"),
 }
 
 NAMES = tuple(_OPS)
@@ -72,8 +72,8 @@ def _why_not_numba() -> str | None:
     return None
 
 
-def ops(name: str, threads: int | None = None) -> Any:
-    """The ops module of a backend.
+def ops(name: str, threads: int | None = None, package: str = "llama2") -> Any:
+    """The ops module of a backend: of `llama2`, of `gpt2`, or of `training` (the optimizer).
 
     threads: how many numba and c may use (None: all processors, fewer for a small model). NumPy's
     BLAS takes its number from OPENBLAS_NUM_THREADS, before NumPy is imported.
@@ -85,4 +85,4 @@ def ops(name: str, threads: int | None = None) -> Any:
     reason = why_not(name)
     if reason is not None:
         raise BackendError(f"backend {name!r} {reason}")
-    return _OPS[name](threads)
+    return _OPS[name](f"pyllm2.{package}", threads)

@@ -13,6 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "pyllm2"
 STDLIB = sys.stdlib_module_names
 
+PARAMETERS = "pyllm2.training.parameters"
+
 # module pattern -> what it may import besides the standard library. The first match counts.
 RULES = [
     ("pyllm2.testing*", ["pyllm2*", "numpy*", "hypothesis*"]),
@@ -22,13 +24,14 @@ RULES = [
     ("pyllm2.formats*", ["pyllm2.errors", "pyllm2.formats*", "numpy*", "sentencepiece"]),
     ("pyllm2.*.config", ["pyllm2.errors"]),
     ("pyllm2.*.ops", ["numpy*"]),
+    ("pyllm2.training.parameters", ["numpy*"]),
     ("pyllm2.*.engine_numba", ["numpy*", "numba*", "pyllm2.*.*_numba", "pyllm2.*.quantized"]),
     ("pyllm2.*.step_numba", ["numpy*", "numba*", "llvmlite*", "pyllm2.*.vectors*_numba"]),
     ("pyllm2.*.vectors_q8_numba", ["numpy*", "numba*", "llvmlite*", "pyllm2.*.vectors_numba"]),
     ("pyllm2.*.*_numba", ["numpy*", "numba*", "llvmlite*"]),
     ("pyllm2.*.ops_c*", ["numpy*", "pyllm2.native"]),
     ("pyllm2.native", ["numpy*", "pyllm2.errors", "filelock", "platformdirs"]),
-    ("pyllm2.*.model", ["numpy*", "pyllm2.*.config", "pyllm2.*.quantized"]),
+    ("pyllm2.*.model", ["numpy*", "pyllm2.*.config", "pyllm2.*.quantized", PARAMETERS]),
     ("pyllm2.*.random_model", ["numpy*", "pyllm2.*.config", "pyllm2.*.model"]),
     ("pyllm2.llama2.chat", []),
     ("pyllm2.llama2.tokenizer", ["pyllm2.errors", "pyllm2.formats*"]),

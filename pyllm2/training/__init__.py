@@ -1,0 +1,1 @@
+"""What training needs whatever the model: parameters, optimizer, schedule, data, the loop."""
