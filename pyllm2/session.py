@@ -3,32 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyllm2 import memory
 from pyllm2.errors import ContextError, NotFiniteError, TokenizerError, printable
-from pyllm2.llama2.model import KVCache, Llama2
 
 Array = NDArray[np.float32]
+
+
+class Decoder(Protocol):
+    """What a conversation asks of a model: `llama2.model.Llama2`, `gpt2.decoding.Decoder`.
+
+    A cache belongs to the model that made it, and nobody else looks inside.
+    """
+
+    ops: Any
+
+    @property
+    def config(self) -> Any: ...  # seq_len and vocab_size, whatever else there is
+
+    def cache_nbytes(self, positions: int) -> int: ...
+
+    def new_cache(self, positions: int) -> Any: ...
+
+    def forward(
+        self, tokens: NDArray[np.integer], pos: int, cache: Any, last_only: bool = False
+    ) -> Array: ...
+
+    def where_not_finite(
+        self, tokens: NDArray[np.integer], pos: int, cache: Any
+    ) -> tuple[int, str] | None: ...
 
 
 class Session:
     """A conversation: a cache, and the position that comes next."""
 
     def __init__(
-        self, model: Llama2, positions: int, backend: str, path: str = "the model"
+        self, model: Decoder, positions: int, backend: str, path: str = "the model"
     ) -> None:
         S = model.config.seq_len
         if not 0 <= positions <= S:
             raise ContextError(f"{positions} tokens, context is {S}")
         purpose = f"the key/value cache of {positions} positions"
         remedy = "lower the context length"
-        memory.require(KVCache.nbytes(model.config, positions), purpose, remedy)
+        memory.require(model.cache_nbytes(positions), purpose, remedy)
         self.model, self.backend, self.path = model, backend, path
-        self.pos = 0
+        self.pos, self.positions = 0, positions
         try:
             self.cache = model.new_cache(positions)
         except MemoryError:
@@ -38,7 +61,7 @@ class Session:
     @property
     def room(self) -> int:
         """How many more tokens can be fed."""
-        return self.cache.positions - self.pos
+        return self.positions - self.pos
 
     def check(self, ids: Sequence[int]) -> None:
         """Raises TokenizerError for an id outside the vocabulary, ContextError beyond the room."""
@@ -48,7 +71,7 @@ class Session:
                 raise TokenizerError(f"token id {i}: the model has ids 0 to {V - 1}")
         if len(ids) > self.room:
             raise ContextError(
-                f"{len(ids)} tokens at position {self.pos}: room is for {self.cache.positions}"
+                f"{len(ids)} tokens at position {self.pos}: room is for {self.positions}"
             )
 
     def feed(self, ids: Sequence[int], last_only: bool = False) -> Array:

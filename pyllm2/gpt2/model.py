@@ -99,12 +99,22 @@ class GPT2:
             acts.losses = ops.crossentropy_forward(acts.probs, targets)
         return acts
 
-    def block_forward(self, x: Array, layer: int) -> tuple[Block, Array]:
-        """Attention, then the feed-forward network, each added to the stream. x: (B, T, C)"""
+    def block_forward(self, x: Array, layer: int, rows: Array | None = None) -> tuple[Block, Array]:
+        """Attention, then the feed-forward network, each added to the stream.
+
+        x: (B, T, C)   ->   what backward needs; (B, T, C)
+        rows: (B, P, 3C), of a text that is fed piece by piece: queries, keys and values of every
+        position up to now. The last T are those of x and are written here.
+        """
         ops, p, i = self.ops, self.params, layer
         ln1, ln1_mean, ln1_rstd = ops.layernorm_forward(x, p.ln1w[i], p.ln1b[i])
         qkv = ops.matmul_forward(ln1, p.qkvw[i], p.qkvb[i])
-        atty, att = ops.attention_forward(qkv, self.config.num_heads)
+        first = 0
+        if rows is not None:
+            first = rows.shape[1] - x.shape[1]
+            rows[:, first:] = qkv
+            qkv = rows
+        atty, att = ops.attention_forward(qkv, self.config.num_heads, first)
         attproj = ops.matmul_forward(atty, p.attprojw[i], p.attprojb[i])
         residual2 = ops.residual_forward(x, attproj)
 

@@ -71,12 +71,6 @@ class KVCache:
         self.keys: Array = np.zeros(shape, dtype=self.cos.dtype)  # (L, positions, NKV, hs)
         self.values: Array = np.zeros(shape, dtype=self.cos.dtype)
 
-    @staticmethod
-    def nbytes(config: Llama2Config, positions: int) -> int:
-        """What the constructor will allocate, temporaries of the tables included."""
-        per_position = 8 * config.n_layers * config.kv_dim + 16 * config.head_size
-        return positions * per_position
-
     @property
     def positions(self) -> int:
         return int(self.keys.shape[1])
@@ -87,6 +81,11 @@ class Llama2:
 
     def __init__(self, config: Llama2Config, weights: Weights, ops: Ops) -> None:
         self.config, self.weights, self.ops = config, weights, ops
+
+    def cache_nbytes(self, positions: int) -> int:
+        """What `new_cache` will allocate, temporaries of the tables included."""
+        config = self.config
+        return positions * (8 * config.n_layers * config.kv_dim + 16 * config.head_size)
 
     def new_cache(self, positions: int) -> KVCache:
         return KVCache(self.config, positions, self.ops)

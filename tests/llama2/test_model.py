@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyllm2.llama2 import ops as specification
-from pyllm2.llama2.config import Llama2Config
-from pyllm2.llama2.model import KVCache, Llama2
+from pyllm2.llama2.model import Llama2
 from pyllm2.testing import model_bound, strategies
 from tests.tested import BACKENDS, ops_of
 
@@ -113,10 +111,10 @@ def test_the_bound_is_small_beside_the_logits(data: st.DataObject) -> None:
     assert (error <= 1e-2 * np.maximum(1, np.abs(value).max())).all()
 
 
-@given(strategies.configs(), st.integers(1, 24))
-def test_a_cache_takes_the_memory_that_it_asks_for(config: Llama2Config, positions: int) -> None:
+@given(strategies.models(), st.integers(1, 24))
+def test_a_cache_takes_the_memory_that_it_asks_for(model: Llama2, positions: int) -> None:
     """Keys, values and tables; beyond those, at most three times the tables for temporaries."""
-    cache = KVCache(config, positions, specification)
+    cache = model.new_cache(positions)
     tables = cache.cos.nbytes + cache.sin.nbytes
     held = cache.keys.nbytes + cache.values.nbytes + tables
-    assert held <= KVCache.nbytes(config, positions) <= held + 3 * tables
+    assert held <= model.cache_nbytes(positions) <= held + 3 * tables
