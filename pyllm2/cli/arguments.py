@@ -138,6 +138,24 @@ def parser_of() -> Parser:
     tokenize.add_argument("--no-bos", action="store_true", help="leave out the begin-of-text id")
     tokenize.add_argument("--eos", action="store_true", help="add the end-of-text id")
 
+    tokenizer = command("tokenizer", "train a tokenizer on text, or write one as tokenizer.bin")
+    actions = tokenizer.add_subparsers(
+        dest="action", metavar="ACTION", required=True, parser_class=Parser
+    )
+    train = actions.add_parser("train", help="byte-pair pieces of texts, by llama2.c's settings")
+    train.add_argument("texts", nargs="+", metavar="TEXT", help="text files, UTF-8")
+    train.add_argument("--out", required=True, metavar="FILE.model", help="the file to write")
+    train.add_argument(
+        "--vocab-size", type=positive, default=1024, metavar="N",
+        help="pieces, the 259 specials and bytes included, default %(default)s",
+    )  # fmt: skip
+    train.add_argument(
+        "--like-original", action="store_true", help="collapse runs of spaces, as llama2.c's do"
+    )
+    to_bin = actions.add_parser("export", help="from SentencePiece's .model to tokenizer.bin")
+    to_bin.add_argument("source", metavar="IN", help="a SentencePiece .model or a tokenizer.bin")
+    to_bin.add_argument("target", metavar="OUT", help="the tokenizer.bin to write")
+
     export = command("export", "write a checkpoint in another of llama2.c's formats")
     export.add_argument("source", metavar="IN", help="a checkpoint of any version")
     export.add_argument("target", metavar="OUT", help="the file to write")
@@ -178,6 +196,12 @@ def parser_of() -> Parser:
     bench.add_argument("--json", metavar="FILE", help="also write all samples")
     bench.add_argument("--plot", metavar="FILE", help="also draw the shares (PNG, SVG, PDF)")
     return parser
+
+
+def command_names() -> list[str]:
+    """All commands, in the order of the help."""
+    (commands,) = (a for a in parser_of()._actions if isinstance(a, argparse._SubParsersAction))
+    return list(commands.choices)
 
 
 def _add_group_size(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ newline, U+2581 becomes a space, byte pieces stay as their six characters.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -54,31 +55,45 @@ def read_sentencepiece(
     return to_vocabulary(model).cut_to(vocab_size, source.path, asked_by)
 
 
-def train_sentencepiece(lines: Iterable[str], vocab_size: int) -> Any:
+def train_sentencepiece(lines: Iterable[str], vocab_size: int, like_original: bool = False) -> Any:
     """Train a BPE model with llama2.c's settings on lines of text; a `SentencePieceProcessor`.
 
-    But for one: runs of spaces are kept (`remove_extra_whitespaces` off), as the encoder keeps
-    them. A small text may give fewer pieces than asked for.
-    """
-    import sentencepiece
+    But for one: runs of spaces are kept, as the encoder of a `tokenizer.bin` keeps them. With
+    `like_original` the library collapses them, and the two encoders disagree on such text.
+    A small text may give fewer pieces than asked for; the 259 specials and bytes are always there.
 
+    Raises BackendError without the library; FileError for what it refuses: no text, no room.
+    """
+    try:
+        import sentencepiece
+    except ImportError:
+        raise BackendError(
+            "training a tokenizer needs the sentencepiece package: "
+            "pip install 'pyllm2[sentencepiece]'"
+        ) from None
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        split_digits=True,
-        allow_whitespace_only_pieces=True,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        self_test_sample_size=0,
-        max_sentence_length=10**6,
-        minloglevel=2,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            split_digits=True,
+            allow_whitespace_only_pieces=True,
+            byte_fallback=True,
+            unk_surface=r" \342\201\207 ",
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=like_original,
+            self_test_sample_size=0,
+            max_sentence_length=10**6,
+            num_threads=os.cpu_count() or 1,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[-1]
+        raise FileError("the text", f"no tokenizer can be trained on it: {reason}") from None
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 

@@ -198,9 +198,7 @@ class TrainableLlama2:
         dfrom_k, g.wk[i] = ops.matmul_backward(dk.reshape(N, -1), a.attention_in, p.wk[i])
         dfrom_v, g.wv[i] = ops.matmul_backward(dv.reshape(N, -1), a.attention_in, p.wv[i])
         dattention_in = ops.residual(ops.residual(dfrom_q, dfrom_k), dfrom_v)
-        dbranch, g.attention_norm[i] = ops.rmsnorm_backward(
-            dattention_in, a.x, p.attention_norm[i]
-        )
+        dbranch, g.attention_norm[i] = ops.rmsnorm_backward(dattention_in, a.x, p.attention_norm[i])
         return ops.residual(dmiddle, dbranch)
 
     def _masks(self, training: bool) -> Callable[..., Array | None]:

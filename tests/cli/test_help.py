@@ -14,16 +14,20 @@ from pyllm2.cli.arguments import parser_of
 from .program import in_process
 
 
-def subparsers() -> dict[str, argparse.ArgumentParser]:
-    """The parser of each command."""
-    (commands,) = (a for a in parser_of()._actions if isinstance(a, argparse._SubParsersAction))
-    return dict(commands.choices)
+def subparsers(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> dict:  # type: ignore[type-arg]
+    """The parser of each command, by its words: ("generate",), ("tokenizer", "train"), …"""
+    found = {path: parser} if path else {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                found |= subparsers(below, (*path, name))
+    return found
 
 
-COMMANDS = {name: parser for name, parser in subparsers().items() if name != "run"}
+COMMANDS = {words: p for words, p in subparsers(parser_of()).items() if words != ("run",)}
 TYPED = [
-    (name, action.option_strings[0])
-    for name, parser in COMMANDS.items()
+    (words, action.option_strings[0])
+    for words, parser in COMMANDS.items()
     for action in parser._actions
     if action.option_strings and (action.type is not None or action.choices is not None)
 ]
@@ -36,7 +40,7 @@ def said(folder: Path, *argv: str) -> str:
     return outcome.out.decode()
 
 
-@pytest.mark.parametrize("argv", [(), *((name,) for name in COMMANDS)], ids=str)
+@pytest.mark.parametrize("argv", [(), *COMMANDS], ids=str)
 def test_help_fits_a_screen(
     argv: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,14 +51,14 @@ def test_help_fits_a_screen(
     assert len(lines) <= 50
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("words", COMMANDS, ids=str)
 def test_help_shows_every_default(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flag that has a default says it."""
     monkeypatch.setenv("COLUMNS", "400")
-    text = said(tmp_path, name, "--help")
-    for action in COMMANDS[name]._actions:
+    text = said(tmp_path, *words, "--help")
+    for action in COMMANDS[words]._actions:
         if action.default not in (None, False, "", [], argparse.SUPPRESS):
             flag = action.option_strings[0]
             assert re.search(rf"{flag} .*default:? {re.escape(str(action.default))}\b", text), flag
@@ -63,7 +67,7 @@ def test_help_shows_every_default(
 def test_alone_it_prints_its_help(tmp_path: Path) -> None:
     """`pyllm2` is `pyllm2 --help`, and names every command."""
     assert said(tmp_path) == said(tmp_path, "--help")
-    for name in ("run", *COMMANDS):
+    for name in {"run", *(words[0] for words in COMMANDS)}:
         assert re.search(rf"^ +{name} ", said(tmp_path), re.MULTILINE)
 
 
@@ -72,13 +76,13 @@ def test_it_says_its_version(tmp_path: Path) -> None:
     assert said(tmp_path, "--version") == f"pyllm2 {pyllm2.__version__}\n"
 
 
-@pytest.mark.parametrize(("name", "flag"), TYPED)
+@pytest.mark.parametrize(("words", "flag"), TYPED, ids=str)
 def test_a_usage_error_is_one_line_that_names_the_flag(
-    name: str, flag: str, tmp_path: Path
+    words: tuple[str, ...], flag: str, tmp_path: Path
 ) -> None:
     """Exit code 2 and the way to the help, before any file is looked at."""
-    outcome = in_process([name, "no-such-file", flag, "x?"], tmp_path)
+    outcome = in_process([*words, "no-such-file", flag, "x?"], tmp_path)
     assert (outcome.code, outcome.out) == (2, b"")
-    assert re.fullmatch(
-        rf"pyllm2: error: {flag}: .*'x\?'.* \(see pyllm2 {name} --help\)\n", outcome.err.decode()
-    )
+    see = rf"\(see pyllm2 {' '.join(words)} --help\)"
+    error = rf"pyllm2: error: {flag}: .*'x\?'.* {see}\n"
+    assert re.fullmatch(error, outcome.err.decode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyllm2.backends import NAMES
+from pyllm2.cli.arguments import command_names
 
 from ..cli.tiny import SHAPE
 from .case import CHAT, GENERATE, RUN, Case, of_flags
@@ -29,6 +30,7 @@ NUMBERS = [
         for value in ("-1", str(2**64), "9" * 29)
     ),
 ]
+COMMANDS = ", ".join(map(repr, command_names()))
 REPRS = ", ".join(map(repr, NAMES))
 OTHERS = [
     of_flags(63, "backend", f"--backend: invalid choice: 'cuda' (choose from {REPRS}) {HELP}",
@@ -42,8 +44,8 @@ OTHERS = [
     of_flags(63, "two-prompts", f"--prompt-file: not allowed with argument --prompt {HELP}",
              "--prompt", "a", "--prompt-file", "b"),
     Case(63, "command",
-         "COMMAND: invalid choice: 'serve' (choose from 'run', 'generate', 'chat', 'tokenize', "
-         "'export', 'quantize', 'warmup', 'bench') (see pyllm2 --help)", argv=("serve",), code=2),
+         f"COMMAND: invalid choice: 'serve' (choose from {COMMANDS}) (see pyllm2 --help)",
+         argv=("serve",), code=2),
     Case(63, "no-model", f"the following arguments are required: MODEL {HELP}",
          argv=("generate",), code=2),
     Case(63, "run-backend", f"backend 'cuda' does not exist: choose from {', '.join(NAMES)}",
