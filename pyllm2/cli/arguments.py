@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pyllm2 import __version__, backends
 from pyllm2.errors import UsageError
@@ -14,6 +14,9 @@ SHAPES = ("260K", "15M", "42M", "110M")
 
 class Parser(argparse.ArgumentParser):
     """argparse, but a usage error is our one line and `--temp` is not `--temperature`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         message = message.removeprefix("argument ")
@@ -74,8 +77,7 @@ def parser_of() -> Parser:
     """The parser of every command but `run`, which has the original's own grammar."""
     parser = Parser(
         prog="pyllm2",
-        description="Llama-2 inference: a readable NumPy specification and its rivals.",
-        allow_abbrev=False,
+        description="Llama-2 and GPT-2: a readable NumPy specification and its rivals.",
     )
     parser.add_argument("--version", action="version", version=f"pyllm2 {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
@@ -85,7 +87,6 @@ def parser_of() -> Parser:
             name,
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
-            allow_abbrev=False,
         )
 
     commands.add_parser(

@@ -68,7 +68,7 @@ def test_alone_it_prints_its_help(tmp_path: Path) -> None:
     """`pyllm2` is `pyllm2 --help`, and names every command."""
     assert said(tmp_path) == said(tmp_path, "--help")
     for name in {"run", *(words[0] for words in COMMANDS)}:
-        assert re.search(rf"^ +{name} ", said(tmp_path), re.MULTILINE)
+        assert re.search(rf"^ +{name}( |$)", said(tmp_path), re.MULTILINE)
 
 
 def test_it_says_its_version(tmp_path: Path) -> None:
