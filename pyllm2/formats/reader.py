@@ -49,22 +49,32 @@ class Source:
         if memory_map and self.size:
             view = mmap.mmap(self.file.fileno(), self.size, access=mmap.ACCESS_READ)
             return np.frombuffer(view, dtype=np.uint8)
+        data = self.read_range(0, self.size, aligned_byte)
+        data.flags.writeable = False
+        return data
+
+    def read_range(self, start: int, n: int, aligned_byte: int = 0) -> NDArray[np.uint8]:
+        """The bytes start … start + n - 1, (n,), the caller's to write into.
+
+        The byte `aligned_byte` of them comes to lie at a multiple of 64.
+        """
         try:
-            room = np.empty(self.size + 64, dtype=np.uint8)
+            room = np.empty(n + 64, dtype=np.uint8)
         except MemoryError:
             raise FileError(
-                self.path, f"{self.size} bytes do not fit in memory: map the file instead"
+                self.path, f"{n} bytes do not fit in memory: map the file instead"
             ) from None
         address = room.__array_interface__["data"][0]
-        data = room[-(address + aligned_byte) % 64 :][: self.size]
-        self.file.seek(0)
+        data = room[-(address + aligned_byte) % 64 :][:n]
+        self.file.seek(start)
         done = 0
-        while done < self.size:  # one call reads 2 GiB at most
+        while done < n:  # one call reads 2 GiB at most
             got = self.file.readinto(data[done:].data)
             if not got:
-                raise FileError(self.path, f"{self.size} bytes when opened, {done} when read")
+                raise FileError(
+                    self.path, f"{self.size} bytes when opened, {start + done} when read"
+                )
             done += got
-        data.flags.writeable = False
         return data
 
 
