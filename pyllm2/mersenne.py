@@ -29,8 +29,8 @@ class MersenneTwister:
         if not 0 <= seed < 2**32:
             raise UsageError(f"seed {seed}: expected a whole number from 0 to 2^32 - 1")
         self._stream = np.random.MT19937()
-        _, words, position, *_ = np.random.RandomState(seed).get_state()
-        self.set_state(words, position)
+        seeded = np.random.RandomState(seed).get_state(legacy=False)["state"]
+        self.set_state(seeded["key"], seeded["pos"])
 
     def state(self) -> tuple[NDArray[np.uint32], int]:
         """The 624 words, and how many of them are used up (624: all, as after seeding)."""

@@ -20,7 +20,7 @@ _SIGNATURES = [
     (0, b"\x93NUMPY", "a NumPy array (.npy)"),
     (0, b"\x89HDF", "an HDF5 file"),
     (0, b"ak42", "a big-endian llama2.c checkpoint (magic 32346b61), not supported"),
-    (0, struct.pack("<i", 20240326), "an llm.c GPT-2 checkpoint, not supported yet"),
+    (0, struct.pack("<i", 20240326), "an llm.c GPT-2 checkpoint"),
     (0, struct.pack("<i", 20240803), "an llm.c Llama-3 checkpoint, not supported"),
     (0, struct.pack("<i", 20240520), "an llm.c token shard (GPT-2 ids), not a checkpoint"),
     (0, struct.pack("<i", 20240801), "an llm.c token shard (Llama-3 ids), not a checkpoint"),

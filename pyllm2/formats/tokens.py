@@ -8,19 +8,17 @@ A shard may be larger than memory: it is checked and read in pieces.
 from __future__ import annotations
 
 import os
-import struct
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm2.errors import FileError, FormatError
-from pyllm2.formats.kinds import kind_of
+from pyllm2.errors import FormatError
+from pyllm2.formats.header import HEADER_BYTES, header_bytes, read_fields, require_version
 from pyllm2.formats.reader import Source, open_source
 from pyllm2.formats.writer import atomic_write
 
-HEADER_BYTES = 1024
 MOST_TOKENS = 2**31 - 1  # what the header can count
 _CHUNK = 2**20  # ids looked at in one go
 
@@ -65,18 +63,10 @@ def read_shard(path: str | os.PathLike[str], vocab_size: int | None = None) -> S
 
 
 def _read_header(source: Source) -> Shard:
-    head, path = source.head, source.path
-    if len(head) < HEADER_BYTES:
-        refuse_another_kind(source)
-        raise FormatError(path, f"{len(head)} bytes: header needs {HEADER_BYTES}")
-    magic, version, count = struct.unpack_from("<3i", head)
-    if magic not in _VARIANTS:
-        refuse_another_kind(source)
-        expected = " or ".join(map(str, _VARIANTS))
-        raise FormatError.field(path, "magic", magic, 0, f"a token shard has {expected}")
+    path = source.path
+    magic, version, count, *_ = read_fields(source, tuple(_VARIANTS), "a token shard")
     wanted, dtype = _VARIANTS[magic]
-    if version != wanted:
-        raise FormatError.field(path, "version", version, 4, f"{wanted} is supported")
+    require_version(source, version, (wanted,), f"{wanted} is")
     if count < 1:
         raise FormatError.field(path, "count", count, 8, "must be at least 1")
     end = HEADER_BYTES + count * dtype.itemsize
@@ -99,13 +89,6 @@ def _check_ids(source: Source, shard: Shard, most: int) -> None:
             )
 
 
-def refuse_another_kind(source: Source) -> None:
-    """Raises FileError if the first bytes are those of something known."""
-    kind = kind_of(source.head)
-    if kind is not None:
-        raise FileError(source.path, f"looks like {kind}")
-
-
 def write_shard(
     path: str | os.PathLike[str], ids: NDArray[np.integer], bytes_per_id: int = 2
 ) -> None:
@@ -120,6 +103,6 @@ def write_shard(
     if ids.min() < 0 or ids.max() > np.iinfo(dtype).max:
         raise ValueError(f"ids from {ids.min()} to {ids.max()} do not fit in {bytes_per_id} bytes")
     with atomic_write(path) as file:
-        file.write(struct.pack("<3i", magic, version, len(ids)).ljust(HEADER_BYTES, b"\0"))
+        file.write(header_bytes(magic, version, len(ids)))
         for start in range(0, len(ids), _CHUNK):
             file.write(ids[start : start + _CHUNK].astype(dtype).tobytes())

@@ -56,7 +56,7 @@ KINDS = [
              "looks like a llama2.c tokenizer.bin, not a checkpoint"),
     of_model(18, "npy", b"\x93NUMPY\x01\0" + bytes(100), "looks like a NumPy array (.npy)"),
     of_model(18, "llmc", struct.pack("<ii", 20240326, 3).ljust(1024, b"\0"),
-             "looks like an llm.c GPT-2 checkpoint, not supported yet"),
+             "looks like an llm.c GPT-2 checkpoint"),
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "pyllm2"
 STDLIB = sys.stdlib_module_names
 
 PARAMETERS = "pyllm2.training.parameters"
+GPT2_CONFIG = "pyllm2.gpt2.config"
 
 # module pattern -> what it may import besides the standard library. The first match counts.
 RULES = [
@@ -26,6 +27,10 @@ RULES = [
     ("pyllm2.*.ops", ["numpy*"]),
     ("pyllm2.training.parameters", ["numpy*"]),
     ("pyllm2.mersenne", ["numpy*", "pyllm2.errors"]),
+    (
+        "pyllm2.gpt2.files",
+        ["pyllm2.errors", "pyllm2.memory", "pyllm2.formats*", GPT2_CONFIG, PARAMETERS],
+    ),
     ("pyllm2.training.loader", ["numpy*", "pyllm2.errors", "pyllm2.formats*", "pyllm2.mersenne"]),
     ("pyllm2.*.engine_numba", ["numpy*", "numba*", "pyllm2.*.*_numba", "pyllm2.*.quantized"]),
     ("pyllm2.*.step_numba", ["numpy*", "numba*", "llvmlite*", "pyllm2.*.vectors*_numba"]),
