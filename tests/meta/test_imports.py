@@ -41,6 +41,11 @@ RULES = [
     ("pyllm2.*.model", ["numpy*", "pyllm2.*.config", "pyllm2.*.quantized", PARAMETERS]),
     ("pyllm2.*.random_model", ["numpy*", "pyllm2.*.config", "pyllm2.*.model"]),
     ("pyllm2.llama2.chat", []),
+    ("pyllm2.gpt2.tokenizer", ["pyllm2.errors", "pyllm2.formats*", "tiktoken"]),
+    (
+        "pyllm2.gpt2.initial",
+        ["numpy*", "pyllm2.errors", "pyllm2.memory", "pyllm2.mersenne", GPT2_CONFIG, PARAMETERS],
+    ),
     ("pyllm2.llama2.tokenizer", ["pyllm2.errors", "pyllm2.formats*"]),
     ("pyllm2.backends", ["pyllm2*", "numba"]),
     ("pyllm2.bench", ["pyllm2*", "numpy*", "matplotlib*"]),
