@@ -23,13 +23,14 @@ from pyllm2.errors import PyLLM2Error, PyLLM2Warning
 
 if TYPE_CHECKING:
     from pyllm2.generate import Token
-    from pyllm2.language_model import LanguageModel, load
+    from pyllm2.language_model import LanguageModel
+    from pyllm2.loading import load
 
 __version__ = "0.1.0"
 __all__ = ["LanguageModel", "PyLLM2Error", "PyLLM2Warning", "Token", "__version__", "load"]
 
 _LAZY = {
-    "load": "pyllm2.language_model",
+    "load": "pyllm2.loading",
     "LanguageModel": "pyllm2.language_model",
     "Token": "pyllm2.generate",
 }

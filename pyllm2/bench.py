@@ -25,11 +25,12 @@ from pyllm2 import backends
 from pyllm2.errors import BackendError, PyLLM2Error
 from pyllm2.formats.llama2c import write_checkpoint
 from pyllm2.formats.vocabulary import write_vocabulary
-from pyllm2.language_model import LanguageModel, load
+from pyllm2.language_model import LanguageModel
 from pyllm2.llama2.config import Llama2Config
-from pyllm2.llama2.model import Weights
+from pyllm2.llama2.model import Llama2, Weights
 from pyllm2.llama2.random_model import SHAPES, random_weights
 from pyllm2.llama2.tokenizer import FIRST_BYTE, N_BYTES
+from pyllm2.loading import load_llama2
 
 READ_BYTES = 2**29  # far more than any cache
 STREAMS = (1, 2, 4, 8)
@@ -128,8 +129,9 @@ def run(
     Raises BackendError for a backend that cannot run here, PyLLM2Error for a program that fails.
     """
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    racers = {name: load(path, backend=name) for name in names}
-    model = next(iter(racers.values())) if racers else load(path, backend="numpy")
+    racers = {name: load_llama2(path, backend=name) for name in names}
+    model = next(iter(racers.values())) if racers else load_llama2(path, backend="numpy")
+    assert isinstance(model.model, Llama2)
     config, weights = model.config, model.model.weights
     prompt_tokens = min(prompt_tokens, config.seq_len - 1)
     new_tokens = min(new_tokens, config.seq_len - prompt_tokens)

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from pyllm2.formats import llama2c, llama2c_q8
 from pyllm2.formats.reader import open_source
-from pyllm2.language_model import LanguageModel, check_config
+from pyllm2.language_model import LanguageModel
 from pyllm2.llama2 import ops
 from pyllm2.llama2.config import Llama2Config
+from pyllm2.loading import check_config
 
 Array = NDArray[np.float32]
 FORMATS = ("v0", "v1", "v2")

@@ -1,121 +1,49 @@
-"""`load`, and what it gives: a model with its tokenizer, ready to compute logits or text."""
+"""What `load` gives: a model with its tokenizer, ready to compute logits or text."""
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm2 import backends
-from pyllm2.errors import (
-    ConfigError,
-    ContextError,
-    FormatError,
-    PyLLM2Warning,
-    TokenizerError,
-    printable,
-)
-from pyllm2.formats import llama2c, llama2c_q8
-from pyllm2.formats.reader import Source, open_source
+from pyllm2.errors import ContextError, TokenizerError, printable
 from pyllm2.generate import Token, generate_ids
-from pyllm2.llama2.config import Llama2Config
-from pyllm2.llama2.model import Llama2, Weights
-from pyllm2.llama2.quantized import Quantized
-from pyllm2.llama2.tokenizer import BOS, EOS, Tokenizer, from_vocabulary_file
+from pyllm2.gpt2.model import GPT2
 from pyllm2.sampling import Sampler
-from pyllm2.session import Session
+from pyllm2.session import Decoder, Session
+from pyllm2.training.parameters import Parameters
 
 Array = NDArray[np.float32]
 
 
-def load(
-    path: str | os.PathLike[str],
-    tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
-    backend: str | None = None,
-    memory_map: bool = False,
-    lenient: bool = False,
-    threads: int | None = None,
-) -> LanguageModel:
-    """Open a checkpoint; the format is recognised by its content.
+class Tokenizer(Protocol):
+    """What generation asks of a tokenizer: `llama2.tokenizer`, `gpt2.tokenizer`."""
 
-    tokenizer: a `tokenizer.bin`, a SentencePiece `.model`, or a Tokenizer; without one the model
-    works on ids only. backend: a name of `pyllm2.backends.NAMES`; None takes the best there is.
-    memory_map: page the weights in from the file instead of copying them into memory.
-    threads: see `pyllm2.backends.ops`.
-    lenient: accept with a PyLLM2Warning what the original `run` accepts without noticing.
+    @property
+    def vocab_size(self) -> int: ...
 
-    Raises FileError or FormatError naming the file, the field, what was found and expected;
-    BackendError.
-    """
-    name = backend or backends.default()
-    model = _load_llama2(path, backends.ops(name, threads), memory_map, lenient)
-    if not isinstance(tokenizer, (Tokenizer, type(None))):
-        asked_by = printable(os.fspath(path))
-        tokenizer, notes = from_vocabulary_file(
-            tokenizer, model.config.vocab_size, asked_by, lenient
-        )
-        _warn(notes)
-    return LanguageModel(model, tokenizer, name, os.fspath(path))
+    @property
+    def begin(self) -> int: ...  # the id in front of a text
 
+    @property
+    def stop(self) -> tuple[int, ...]: ...  # the ids after which there is no more
 
-def _load_llama2(path: str | os.PathLike[str], ops: Any, memory_map: bool, lenient: bool) -> Llama2:
-    with open_source(path) as source:
-        header = llama2c.read_header(source)
-        config = check_config(source, header)
-        if header.version == 2:
-            arrays, notes = llama2c_q8.read_q8_tensors(source, header, memory_map, lenient)
-            weights = _quantized_weights(arrays, header.group_size, ops)
-        else:
-            tensors, notes = llama2c.read_tensors(source, header, memory_map, lenient)
-            weights = Weights(**tensors)
-    _warn(notes)
-    return Llama2(config, weights, ops)
+    def encode(self, text: str | bytes) -> list[int]: ...
 
+    def encode_prompt(self, text: str | bytes) -> list[int]: ...  # `begin` in front
 
-def check_config(source: Source, header: llama2c.Header) -> Llama2Config:
-    """The hyperparameters of a header, if they can be those of a model.
+    def decode(self, ids: Sequence[int]) -> bytes: ...
 
-    Raises FormatError naming the field and its byte.
-    """
-    try:
-        return Llama2Config(**header.values)
-    except ConfigError as error:
-        byte = header.byte_of[error.name]
-        llama2c.refuse_if_another_kind(source)
-        raise FormatError.field(
-            source.path, error.name, error.found, byte, error.expected
-        ) from None
-
-
-def _quantized_weights(arrays: dict[str, NDArray[Any]], group_size: int, ops: Any) -> Weights:
-    """int8 matrices with their scales; the embedding expanded once, and kept as classifier too."""
-    tensors: dict[str, Any] = {}
-    for name, array in arrays.items():
-        scales = arrays.get(f"{name}_scales")
-        if scales is not None:
-            tensors[name] = Quantized(array, scales, group_size)
-        elif not name.endswith("_scales"):
-            tensors[name] = array
-    embedding = tensors["token_embedding"][0]
-    tensors["classifier"] = tensors["classifier"][0] if "classifier" in tensors else embedding
-    tensors["token_embedding"] = ops.dequantize(embedding.values, embedding.scales, group_size)
-    return Weights(**tensors)
-
-
-def _warn(notes: Sequence[str]) -> None:
-    for note in notes:
-        warnings.warn(note, PyLLM2Warning, stacklevel=3)
+    def decode_one(self, i: int, at_start: bool = False) -> bytes: ...
 
 
 class LanguageModel:
     """A loaded model: `config`, `tokenizer`, `logits`, `generate`; `start` for a session."""
 
     def __init__(
-        self, model: Llama2, tokenizer: Tokenizer | None, backend: str, path: str = "the model"
+        self, model: Decoder, tokenizer: Tokenizer | None, backend: str, path: str = "the model"
     ) -> None:
         self.model, self.backend, self.path = model, backend, path
         self._tokenizer = tokenizer
@@ -124,11 +52,12 @@ class LanguageModel:
         return f"<{printable(self.path)}: {self.config}, backend {self.backend!r}>"
 
     @property
-    def config(self) -> Llama2Config:
+    def config(self) -> Any:
+        """Hyperparameters: a `Llama2Config` or a `GPT2Config`."""
         return self.model.config
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> Any:
         """Raises TokenizerError if the model was loaded without one."""
         if self._tokenizer is None:
             raise TokenizerError(f"{printable(self.path)} was loaded without a tokenizer")
@@ -160,36 +89,83 @@ class LanguageModel:
         temperature: float = 1.0,
         top_p: float = 0.9,
         seed: int = 0,
-        stop: Collection[int] = (BOS, EOS),
+        stop: Collection[int] | None = None,
     ) -> Iterator[Token]:
         """Continue a prompt; iterates over new tokens, `.id` and `.bytes`, as they are made.
 
-        prompt: text (BOS is put in front) or ids (taken as they are). temperature 0 is greedy;
-        top_p 1 (or 0) is plain multinomial. seed: [0, 2⁶⁴), see `pyllm2.sampling.Sampler`.
-        Ends before a stop id, after max_new_tokens, or when the context is full.
+        prompt: text (what begins a text is put in front: BOS, or GPT-2's end-of-text) or ids
+        (taken as they are). temperature 0 is greedy; top_p 1 (or 0) is plain multinomial.
+        seed: [0, 2⁶⁴), see `pyllm2.sampling.Sampler`. Ends before a stop id (None: those of the
+        tokenizer, if there is one), after max_new_tokens, or when the context is full.
 
         Raises ContextError if the prompt does not fit, ValueError for a parameter out of range,
         and what `logits` raises. The arguments are checked here, not at the first token.
         """
         check_sampling(temperature, top_p, seed)
         if isinstance(prompt, (str, bytes)):
-            prompt = self.tokenizer.encode(prompt)
-        ids = list(prompt)
+            prompt = self.tokenizer.encode_prompt(prompt)
+        ids: list[int] = list(prompt)  # type: ignore[arg-type]
         if not ids:
-            raise ValueError("prompt: no ids; begin with the BOS id, 1")
+            raise ValueError("prompt: no ids; begin with the id that begins a text")
         S = self.config.seq_len
         if len(ids) > S:
             raise ContextError(f"prompt is {len(ids)} tokens, context is {S}")
+        known = self._tokenizer
+        if stop is None:
+            stop = () if known is None else known.stop
         session = self.start(min(S, len(ids) + max(0, max_new_tokens)))
         session.check(ids)
         new = generate_ids(session, ids, Sampler(temperature, top_p, seed), max_new_tokens, stop)
-        return self._tokens(new, at_start=ids[-1] == BOS)
+        return self._tokens(new, at_start=known is not None and ids[-1] == known.begin)
 
     def _tokens(self, ids: Iterator[int], at_start: bool) -> Iterator[Token]:
         for i in ids:
-            data = b"" if self._tokenizer is None else self._tokenizer.decode_one(i, at_start)
-            yield Token(i, data)
-            at_start = i == BOS
+            known = self._tokenizer
+            yield Token(i, b"" if known is None else known.decode_one(i, at_start))
+            at_start = known is not None and i == known.begin
+
+
+class GPT2LanguageModel(LanguageModel):
+    """A loaded GPT-2: all that a `LanguageModel` is, with loss and gradients."""
+
+    def __init__(
+        self, model: Decoder, gpt2: GPT2, tokenizer: Tokenizer | None, backend: str, path: str
+    ) -> None:
+        super().__init__(model, tokenizer, backend, path)
+        self.gpt2 = gpt2
+
+    def loss(self, x: NDArray[np.integer], y: NDArray[np.integer]) -> float:
+        """The mean loss in nats. x: (B, T) ids   y: (B, T), the id that follows each
+
+        Raises what `loss_and_grads` raises.
+        """
+        self._check(x, y)
+        return float(self.gpt2.losses(x, y).mean())
+
+    def loss_and_grads(
+        self, x: NDArray[np.integer], y: NDArray[np.integer]
+    ) -> tuple[float, Parameters]:
+        """The mean loss, and its gradient for every parameter: `grads.wte`, `grads["qkvw"]`, …
+
+        x, y: (B, T) ids
+        Raises TokenizerError for an id outside the vocabulary, ContextError for T beyond the
+        context, ValueError for shapes that are not two equal (B, T).
+        """
+        self._check(x, y)
+        grads = self.gpt2.params.zeros_like()
+        losses = self.gpt2.add_gradient(x, y, 1 / x.size, grads, fresh=True)
+        return float(losses.mean()), grads
+
+    def _check(self, x: NDArray[np.integer], y: NDArray[np.integer]) -> None:
+        if x.ndim != 2 or x.shape != y.shape or 0 in x.shape:
+            raise ValueError(f"x {x.shape} and y {y.shape}: expected two equal shapes (B, T)")
+        if x.shape[1] > self.config.seq_len:
+            raise ContextError(f"{x.shape[1]} tokens, context is {self.config.seq_len}")
+        for ids in (x, y):
+            bad = ids[(ids < 0) | (ids >= self.config.vocab_size)]
+            if len(bad):
+                most = self.config.vocab_size - 1
+                raise TokenizerError(f"token id {bad[0]}: the model has ids 0 to {most}")
 
 
 def check_sampling(temperature: float, top_p: float, seed: int) -> None:

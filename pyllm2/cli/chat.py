@@ -12,12 +12,13 @@ from pyllm2.errors import ContextError
 from pyllm2.generate import generate_ids
 from pyllm2.llama2.chat import render
 from pyllm2.llama2.tokenizer import EOS
+from pyllm2.loading import load_llama2
 from pyllm2.sampling import Sampler
 
 
 def main(options: argparse.Namespace) -> int:
     output = Output()
-    model = open_model(options)
+    model = open_model(options, load_llama2)
     session = model.start(positions_of(options, model))
     seed = pick_seed(options)
     sampler = Sampler(options.temperature, options.top_p, seed)

@@ -7,11 +7,13 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Callable
 
 from pyllm2.cli.output import tell
 from pyllm2.errors import FileError
 from pyllm2.formats.reader import open_source
-from pyllm2.language_model import LanguageModel, load
+from pyllm2.language_model import LanguageModel
+from pyllm2.loading import load
 from pyllm2.session import Session
 
 DEFAULT_TOKENIZER = "tokenizer.bin"
@@ -19,7 +21,9 @@ _STDIN = "-"
 MOST_PROMPT_BYTES = 2**26
 
 
-def open_model(options: argparse.Namespace) -> LanguageModel:
+def open_model(
+    options: argparse.Namespace, load: Callable[..., LanguageModel] = load
+) -> LanguageModel:
     """The model and tokenizer that the flags name."""
     tokenizer = options.tokenizer or _find_tokenizer(options.model)
     return load(options.model, tokenizer, options.backend, options.mmap, threads=options.threads)

@@ -17,7 +17,6 @@ from pyllm2.cli.common import (
 from pyllm2.cli.output import Output
 from pyllm2.errors import ContextError
 from pyllm2.generate import generate_ids
-from pyllm2.llama2.tokenizer import BOS, EOS
 from pyllm2.sampling import Sampler
 
 
@@ -28,7 +27,8 @@ def main(options: argparse.Namespace) -> int:
         prompt = read_bytes(options.prompt_file)
     else:
         prompt = argument_bytes(options.prompt)
-    ids = model.tokenizer.encode(prompt)
+    tokenizer = model.tokenizer
+    ids = tokenizer.encode_prompt(prompt)
 
     S = positions_of(options, model)
     if len(ids) > S:
@@ -36,7 +36,9 @@ def main(options: argparse.Namespace) -> int:
     session = model.start(min(S, len(ids) + options.max_new_tokens))
     seed = pick_seed(options)
     sampler = Sampler(options.temperature, options.top_p, seed)
-    stop = (BOS,) if options.ignore_eos else (BOS, EOS)
+    stop = tokenizer.stop
+    if options.ignore_eos:
+        stop = tuple(i for i in stop if i != tokenizer.end)
 
     clock = Clock(session, len(ids))
     tokens = generate_ids(session, ids, sampler, options.max_new_tokens, stop)
@@ -47,7 +49,7 @@ def main(options: argparse.Namespace) -> int:
     try:
         for token in chain(first, tokens):
             clock.tick()
-            output.write(model.tokenizer.decode_one(token, at_start=last == BOS))
+            output.write(tokenizer.decode_one(token, at_start=last == tokenizer.begin))
             last = token
     finally:
         output.write(b"\n", end=True)

@@ -9,7 +9,7 @@ from pyllm2.cli.export import convert
 from pyllm2.cli.output import Output
 from pyllm2.errors import UsageError
 from pyllm2.export import compare_on_text, tensor_errors
-from pyllm2.language_model import load
+from pyllm2.loading import load_llama2
 
 
 def main(options: argparse.Namespace) -> int:
@@ -30,7 +30,8 @@ def main(options: argparse.Namespace) -> int:
 
 def _on_text(options: argparse.Namespace) -> str:
     model, quantised = (
-        load(path, options.tokenizer, backend="numpy") for path in (options.source, options.target)
+        load_llama2(path, options.tokenizer, backend="numpy")
+        for path in (options.source, options.target)
     )
     ids = model.tokenizer.encode(read_bytes(options.text))[: model.config.seq_len]
     if len(ids) < 2:

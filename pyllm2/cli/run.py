@@ -19,10 +19,11 @@ from pyllm2.cli.common import argument_bytes, say
 from pyllm2.cli.output import Output, tell
 from pyllm2.errors import PyLLM2Error
 from pyllm2.generate import PREFILL_CHUNK, prefill
-from pyllm2.language_model import LanguageModel, load
+from pyllm2.language_model import LanguageModel
 from pyllm2.llama2.chat import render
 from pyllm2.llama2.original import OriginalSampler, piece_bytes, shown
 from pyllm2.llama2.tokenizer import BOS, EOS
+from pyllm2.loading import load_llama2
 
 USAGE = """\
 usage: pyllm2 run MODEL [-x VALUE]...          a drop-in for llama2.c's run
@@ -65,7 +66,7 @@ def _run(arguments: Sequence[str]) -> int:
 
     output = Output()
     tokenizer = flags.get("z", "tokenizer.bin")
-    model = load(path, tokenizer, flags.get("backend"), lenient=True)
+    model = load_llama2(path, tokenizer, flags.get("backend"), lenient=True)
     S = model.config.seq_len
     if steps == 0 or steps > S:
         steps = S

@@ -11,9 +11,9 @@ from pathlib import Path
 from pyllm2 import backends
 from pyllm2.cli.output import Output
 from pyllm2.formats.llama2c import write_checkpoint
-from pyllm2.language_model import load
 from pyllm2.llama2.config import Llama2Config
 from pyllm2.llama2.random_model import random_weights
+from pyllm2.loading import load
 
 # Grouped heads and several threads' worth of rows, so that every kernel has work.
 TINY = Llama2Config(

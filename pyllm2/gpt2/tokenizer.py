@@ -53,6 +53,25 @@ class GPT2Tokenizer:
     def vocab_size(self) -> int:
         return len(self.pieces)
 
+    @property
+    def begin(self) -> int:
+        """The id in front of a text: the end of the one before."""
+        return self.end_of_text
+
+    @property
+    def end(self) -> int:
+        """The id after a text."""
+        return self.end_of_text
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """The ids after which there is no more."""
+        return (self.end_of_text,)
+
+    def encode_prompt(self, text: str | bytes) -> list[int]:
+        """The ids of a text to be continued: end-of-text in front."""
+        return [self.end_of_text, *self.encode(text)]
+
     def encode(self, text: str | bytes) -> list[int]:
         """The ids of a text; nothing is added, and nothing in it is special.
 

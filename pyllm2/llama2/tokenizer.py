@@ -45,9 +45,16 @@ class Tokenizer:
             if i > EOS and i not in self._byte_of:
                 self._id_of.setdefault(piece, i)
 
+    begin, end = BOS, EOS  # the id in front of a text, and the one after it
+    stop = (BOS, EOS)  # the ids after which there is no more
+
     @property
     def vocab_size(self) -> int:
         return len(self.pieces)
+
+    def encode_prompt(self, text: str | bytes) -> list[int]:
+        """The ids of a text to be continued: BOS in front."""
+        return self.encode(text)
 
     def encode(self, text: str | bytes, bos: bool = True, eos: bool = False) -> list[int]:
         """The ids of a text; a str is taken as UTF-8 (lone surrogates as the bytes they escape).
