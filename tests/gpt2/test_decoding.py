@@ -1,0 +1,143 @@
+"""GPT-2 token by token: the same numbers as all at once, and the original's samples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pyllm2
+from pyllm2.errors import ContextError, FileError, NotFiniteError, TokenizerError
+from pyllm2.generate import generate_ids
+from pyllm2.gpt2 import ops as specification
+from pyllm2.gpt2.config import GPT2Config
+from pyllm2.gpt2.decoding import Decoder
+from pyllm2.gpt2.files import save_parameters
+from pyllm2.gpt2.initial import initial_parameters
+from pyllm2.gpt2.model import GPT2
+from pyllm2.gpt2.tokenizer import byte_tokenizer
+from pyllm2.sampling import Sampler
+from pyllm2.session import Session
+from pyllm2.training.parameters import Parameters
+from tests.tested import BACKENDS, ops_of
+
+CONFIG = GPT2Config(
+    max_seq_len=9, vocab_size=257, num_layers=2, num_heads=3, channels=12, padded_vocab_size=260
+)
+
+
+def random_gpt2(seed: int, ops: object, dtype: type = np.float32) -> GPT2:
+    """Weights ten times those that training begins with, so that layers matter."""
+    rng = np.random.default_rng(seed)
+    numbers = rng.normal(0, 0.2, CONFIG.parameters()).astype(dtype)
+    return GPT2(CONFIG, Parameters(CONFIG.shapes(), numbers), ops)
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.integers(0, CONFIG.vocab_size - 1), min_size=1, max_size=CONFIG.max_seq_len),
+    st.data(),
+)
+def test_pieces_of_a_text_give_the_logits_of_the_whole(
+    seed: int, ids: list[int], data: st.DataObject
+) -> None:
+    """In float64 to a few roundings: the cache adds nothing and forgets nothing."""
+    gpt2 = random_gpt2(seed, specification, np.float64)
+    whole = gpt2.forward(np.array(ids)[None]).logits[0, :, : CONFIG.vocab_size]
+    session = Session(Decoder(gpt2), len(ids), "numpy")
+    pieces, left = [], ids
+    while left:
+        n = data.draw(st.integers(1, len(left)))
+        pieces.append(session.feed(left[:n]))
+        left = left[n:]
+    assert np.abs(np.concatenate(pieces) - whole).max() <= 1e-13 * (1 + np.abs(whole).max())
+    assert session.room == 0
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b.endswith("-strict")])
+def test_strict_backends_give_the_same_bits_with_a_cache(backend: str) -> None:
+    """They add in the same order, however many tokens come at once."""
+    gpt2 = random_gpt2(1, ops_of(backend, "gpt2"))
+    ids = np.random.default_rng(2).integers(0, CONFIG.vocab_size, CONFIG.max_seq_len)
+    whole = gpt2.forward(ids[None].astype(np.int32)).logits[0, :, : CONFIG.vocab_size]
+    session = Session(Decoder(gpt2), len(ids), backend)
+    found = np.concatenate([session.feed([int(i)]) for i in ids])
+    np.testing.assert_array_equal(found, whole)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["small", "tiny"])
+def test_the_originals_samples(backend: str, name: str, shared: Path) -> None:
+    """Its random numbers, its probabilities: the same tokens from one end-of-text."""
+    golden = shared / "golden" / "llmc"
+    model = pyllm2.load(golden / "models" / name / "model.bin", backend=backend)
+    text = (golden / f"generation_{name}.json").read_text()
+    for sample in json.loads(text)["probs_sample_mult_state_carried"]["runs"][:1]:
+        first, *expected = sample["tokens"]
+        session = model.start()
+        sampler = Sampler(1.0, 1.0, 1337)
+        assert [*generate_ids(session, [first], sampler, len(expected), ())] == expected
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 over bytes."""
+    path = tmp_path_factory.mktemp("gpt2")
+    save_parameters(path / "bytes.bin", CONFIG, initial_parameters(CONFIG))
+    return path
+
+
+def test_load_tells_a_gpt2_by_its_content(folder: Path) -> None:
+    """The same surface as for Llama-2, with loss and gradients on top."""
+    model = pyllm2.load(folder / "bytes.bin", tokenizer="bytes", backend="numpy")
+    assert model.config == CONFIG
+    assert model.logits([256, 65]).shape == (2, 257)
+    tokens = list(model.generate("ab", max_new_tokens=3, temperature=0))
+    assert [byte_tokenizer().decode([token.id]) for token in tokens] == [t.bytes for t in tokens]
+    assert list(model.generate([256] * 9, max_new_tokens=5)) != []  # the context, and one more
+    x, y = np.array([[1, 2, 3]]), np.array([[2, 3, 4]])
+    loss, grads = model.loss_and_grads(x, y)
+    assert loss == model.loss(x, y)
+    assert {name: grads[name].shape for name in grads} == CONFIG.shapes()
+
+
+def test_what_does_not_fit_is_refused(folder: Path) -> None:
+    """Ids, lengths, shapes, tokenizers: one line each."""
+    model = pyllm2.load(folder / "bytes.bin", backend="numpy")
+    x = np.array([[1, 2, 257]])
+    with pytest.raises(TokenizerError, match="token id 257: the model has ids 0 to 256"):
+        model.loss(x, x)
+    with pytest.raises(TokenizerError, match="token id 257"):
+        model.logits([257])
+    with pytest.raises(ContextError, match="10 tokens, context is 9"):
+        model.loss(np.ones((1, 10), int), np.ones((1, 10), int))
+    with pytest.raises(ValueError, match="two equal shapes"):
+        model.loss(np.ones((1, 3), int), np.ones((1, 4), int))
+    with pytest.raises(ContextError):
+        model.logits([1] * 10)
+    (folder / "few.tiktoken").write_text("YQ== 0\nYg== 1\n")
+    with pytest.raises(FileError, match=r"few\.tiktoken: has 3 tokens, .*bytes\.bin expects 257"):
+        pyllm2.load(folder / "bytes.bin", tokenizer=folder / "few.tiktoken", backend="numpy")
+
+
+def test_a_number_that_is_none_is_found_with_its_layer() -> None:
+    """The first position and place."""
+    gpt2 = random_gpt2(3, specification)
+    gpt2.params.fcb[1, 5] = np.inf
+    with pytest.raises(NotFiniteError, match=r"at position 0 \(layer 1\), backend numpy"):
+        Session(Decoder(gpt2), 4, "numpy").feed([1, 2])
+    gpt2 = random_gpt2(3, specification)
+    gpt2.params.wpe[1, 0] = np.nan
+    with pytest.raises(NotFiniteError, match=r"at position 1 \(encoder\), backend numpy"):
+        Session(Decoder(gpt2), 4, "numpy").feed([1, 2])
+
+
+@given(st.integers(1, CONFIG.max_seq_len))
+def test_a_cache_takes_the_memory_that_it_asks_for(positions: int) -> None:
+    """No more, no less."""
+    decoder = Decoder(random_gpt2(0, specification))
+    assert decoder.new_cache(positions).nbytes == decoder.cache_nbytes(positions)
