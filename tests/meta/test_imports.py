@@ -25,6 +25,7 @@ RULES = [
     ("pyllm2.formats*", ["pyllm2.errors", "pyllm2.formats*", "numpy*", "sentencepiece"]),
     ("pyllm2.*.config", ["pyllm2.errors"]),
     ("pyllm2.*.ops", ["numpy*"]),
+    ("pyllm2.*.ops_backward", ["numpy*"]),
     ("pyllm2.training.parameters", ["numpy*"]),
     ("pyllm2.mersenne", ["numpy*", "pyllm2.errors"]),
     (
@@ -46,6 +47,11 @@ RULES = [
         "pyllm2.gpt2.initial",
         ["numpy*", "pyllm2.errors", "pyllm2.memory", "pyllm2.mersenne", GPT2_CONFIG, PARAMETERS],
     ),
+    (
+        "pyllm2.llama2.initial",
+        ["pyllm2.errors", "pyllm2.memory", "pyllm2.mersenne", "pyllm2.llama2.*", PARAMETERS],
+    ),
+    ("pyllm2.*.training", ["numpy*", "pyllm2.*.config", PARAMETERS]),
     ("pyllm2.llama2.tokenizer", ["pyllm2.errors", "pyllm2.formats*"]),
     ("pyllm2.backends", ["pyllm2*", "numba"]),
     ("pyllm2.bench", ["pyllm2*", "numpy*", "matplotlib*"]),

@@ -1,0 +1,89 @@
+"""Where training begins: shapes by name, weights by rule."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from pyllm2.errors import ConfigError, UsageError
+from pyllm2.llama2.config import Llama2Config
+from pyllm2.llama2.initial import STD, descriptor, hidden_dim, initial_parameters
+from pyllm2.llama2.random_model import SHAPES
+from pyllm2.llama2.training import shapes
+from pyllm2.testing import strategies
+
+
+@given(strategies.configs())
+def test_the_arrays_are_as_many_numbers_as_the_config_says(config: Llama2Config) -> None:
+    """One place counts, another lays out."""
+    assert sum(math.prod(shape) for shape in shapes(config).values()) == config.parameters()
+
+
+def test_widths_of_the_feed_forward_network(golden: Path) -> None:
+    """The original's rule, on the original's examples."""
+    for dim, multiple_of, expected in json.loads((golden / "train.json").read_text())[
+        "hidden_dim_rule"
+    ]["rows"]:
+        assert hidden_dim(dim, multiple_of) == expected
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_published_shapes_have_names(name: str) -> None:
+    """With the vocabulary of a tokenizer, if there is one."""
+    assert descriptor(name) == SHAPES[name]
+    assert descriptor(name, 777).vocab_size == 777
+    dim, hidden = SHAPES[name].dim, SHAPES[name].hidden_dim
+    assert hidden_dim(dim, 32 if dim % 32 == 0 and dim > 64 else 4) == hidden
+
+
+def test_any_shape_in_words() -> None:
+    """What is not said follows from the rest."""
+    assert descriptor("dim=36,layers=5,heads=6") == Llama2Config(36, 96, 5, 6, 6, 32000, 256)
+    text = "dim=64,layers=5,heads=8,kv_heads=4,hidden=172,context=512,vocab=512"
+    assert descriptor(text) == SHAPES["260K"]
+    assert descriptor("dim=64,layers=1,heads=8", 300).vocab_size == 300
+    assert descriptor("dim=64,layers=1,heads=8,vocab=400", 300).vocab_size == 400
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("7B", "expected 260K, 15M"),
+        ("dim=64,layers=1,kv_heads=2", "heads=… is missing"),
+        ("dim=64", "layers=… is missing"),
+        ("dim=64,layers=1,heads=8,dim=64", "given twice"),
+        ("dim=64,layers=-1,heads=8", "expected 260K"),
+        ("dim=64,layers=1,heads=٣", "expected 260K"),
+    ],
+)
+def test_what_is_no_shape_is_refused(text: str, message: str) -> None:
+    """In one line."""
+    with pytest.raises(UsageError, match=message):
+        descriptor(text)
+
+
+def test_sizes_that_contradict_are_refused() -> None:
+    """By the config itself."""
+    with pytest.raises(ConfigError, match="must be a multiple of n_heads = 5"):
+        descriptor("dim=64,layers=1,heads=5")
+
+
+def test_weights_are_normal_with_the_originals_spread() -> None:
+    """Norms 1; 0.02 everywhere but for wo and w3, which shrink with depth."""
+    config = Llama2Config(64, 172, 8, 8, 4, 512, 32)
+    params = initial_parameters(config)
+    for name, array in params.items():
+        if name.endswith("norm"):
+            assert (array == 1).all()
+            continue
+        std = STD / math.sqrt(16) if name in ("wo", "w3") else STD
+        n = array.size  # the spread of n draws is known to 1/√(2n); eight times that is certain
+        assert abs(array.std() / std - 1) < 8 / math.sqrt(2 * n)
+        assert abs(array.mean()) < 8 * std / math.sqrt(n)
+    np.testing.assert_array_equal(initial_parameters(config).flat, params.flat)
+    assert (initial_parameters(config, 1).flat != params.flat).any()
