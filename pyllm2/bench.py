@@ -28,6 +28,7 @@ from pyllm2.formats.vocabulary import write_vocabulary
 from pyllm2.language_model import LanguageModel
 from pyllm2.llama2.config import Llama2Config
 from pyllm2.llama2.model import Llama2, Weights
+from pyllm2.llama2.quantized import Quantized
 from pyllm2.llama2.random_model import SHAPES, random_weights
 from pyllm2.llama2.tokenizer import FIRST_BYTE, N_BYTES
 from pyllm2.loading import load_llama2
@@ -72,7 +73,7 @@ class Report:
     new_tokens: int
     weight_bytes: int
     read_bandwidth: Samples  # bytes a second
-    product_rate: Samples  # prompt tokens a second, if matrix products were all there is
+    product_rate: Samples  # prompt tokens/s if float32 products were all there is; int8: empty
     results: list[Result]
 
     @property
@@ -88,7 +89,7 @@ class Report:
                 r.name,
                 f"{r.compile_seconds:.1f}",
                 f"{r.prefill.median:.0f}" if r.prefill.values else "",
-                f"{r.prefill.median / self.product_rate.median:.2f}" if r.prefill.values else "",
+                _share(r.prefill, self.product_rate),
                 f"{r.decode.median:.1f}",
                 f"{100 * r.decode.spread:.0f} %",
                 f"{r.decode.median / self.decode_limit:.2f}",
@@ -105,6 +106,13 @@ HEADERS = [
     "backend", "compile s", "prefill tok/s", "of sgemm", "decode tok/s", "spread", "of bandwidth",
     "decode ratio",
 ]  # fmt: skip
+
+
+def _share(reached: Samples, limit: Samples) -> str:
+    """A dash where there is no such limit: sgemm says nothing of int8."""
+    if not reached.values:
+        return ""
+    return f"{reached.median / limit.median:.2f}" if limit.values else "-"
 
 
 def _ratio(result: Result, base: Result | None) -> str:
@@ -157,9 +165,9 @@ def run(
         for repeat in range(repeats):
             say(f"repeat {repeat + 1} of {repeats}")
             bandwidth.values.append(read_bandwidth())
-            products.values.append(
-                prompt_tokens / _products_seconds(config, weights, prompt_tokens)
-            )
+            if not isinstance(weights.wq, Quantized):
+                seconds = _products_seconds(config, weights, prompt_tokens)
+                products.values.append(prompt_tokens / seconds)
             for result in results:
                 lm = racers[result.name]
                 result.prefill.values.append(prompt_tokens / _prefill(lm, ids))

@@ -34,6 +34,10 @@ def main(options: argparse.Namespace) -> int:
             path, names, options.against, options.prompt_tokens, options.new_tokens,
             options.repeats, say,
         )  # fmt: skip
+    products = ""
+    if report.product_rate.values:
+        rate = report.product_rate.median
+        products = f"matrix products alone: {rate:.0f} prompt tokens/s; "
     rival = "c" if "c" in names else names[0]
     head = (
         f"{options.shape or options.model}: {report.weight_bytes / 1e6:.1f} MB of weights, "
@@ -42,8 +46,7 @@ def main(options: argparse.Namespace) -> int:
         f"reading memory: {report.read_bandwidth.median / 1e9:.1f} GB/s "
         f"(spread {100 * report.read_bandwidth.spread:.0f} %), "
         f"so at most {report.decode_limit:.1f} tokens/s; "
-        f"matrix products alone: {report.product_rate.median:.0f} prompt tokens/s; "
-        f"ratio: to {rival}\n\n"
+        f"{products}ratio: to {rival}\n\n"
     )
     table = tabulate(report.rows(rival), bench.HEADERS, tablefmt="github", disable_numparse=True)
     output.write_raw(f"{head}{table}\n".encode())
