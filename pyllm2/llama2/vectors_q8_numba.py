@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
@@ -29,7 +29,7 @@ FINGERPRINT = hashlib.sha256(
     Path(__file__).read_bytes() + vectors_numba.FINGERPRINT.encode()
 ).hexdigest()[:12]
 
-B16, B32, B64 = (ir.VectorType(I8, lanes) for lanes in (16, 32, 64))
+B16 = ir.VectorType(I8, 16)
 ZEROS = _numbers(I32, [0] * 16)
 
 
@@ -46,16 +46,17 @@ def has_vnni() -> bool:
     return {"+avx512f", "+avx512bw", "+avx512vnni"} <= set(features.split(","))
 
 
-def _bytes(b: Any, address: Any, kind: Any = B64) -> Any:
+def _bytes(b: Any, address: Any, kind: Any) -> Any:
     value = b.load(b.inttoptr(address, kind.as_pointer()))
     value.align = 1
     return value
 
 
-def _half_line(b: Any, address: Any) -> Any:
-    """32 bytes and as many zeros."""
-    zeros = ir.Constant(B32, None)
-    return _shuffle(b, _bytes(b, address, B32), zeros, *range(64))
+def _piece(b: Any, address: Any, width: int) -> Any:
+    """`width` bytes, and zeros up to a line."""
+    kind = ir.VectorType(I8, width)
+    lanes = [min(lane, width) for lane in range(LINE)]  # the first zero for all that is beyond
+    return _shuffle(b, _bytes(b, address, kind), ir.Constant(kind, None), *lanes)
 
 
 def _widened_products(b: Any, w: Any, x: Any) -> Any:
@@ -88,37 +89,42 @@ def _float_at(b: Any, base: Any, index: Any) -> Any:
 
 
 def _dot_q8(rows: int, group: int, vnni: bool) -> Any:
-    """`rows` products for groups of 32 (group = 32) or of any multiple of 64 (group = 64)."""
+    """`rows` products for groups of 4, 8, 16 or 32, or (group = 64) of any multiple of 64."""
 
     def emit(b: Any, out: Any, stride: Any, w: Any, w_stride: Any, scales: Any,
              x: Any, xs: Any, groups: Any, size: Any) -> None:  # fmt: skip
         totals = [cgutils.alloca_once_value(b, _splat_constant(0.0)) for _ in range(rows)]
         starts = [b.add(w, b.mul(w_stride, I64(k))) for k in range(rows)]
 
-        def line(offset: Any, w_scales: list[Any], x_scale: Any, load: Any = _bytes) -> None:
-            ws = [load(b, b.add(start, offset)) for start in starts]
-            if rows > 1:
+        def spread(base: Any, g: Any, width: int = LINE) -> Any:
+            """The scales of `width` bytes from group g on, each for the integers of its group."""
+            n = width // group
+            some = _load(b, b.add(base, b.mul(g, I64(4))), ir.VectorType(F32, n))
+            return _shuffle(b, some, some, *(min(4 * i // group, n - 1) for i in range(16)))
+
+        def line(offset: Any, w_scales: list[Any], x_scale: Any, width: int = LINE) -> None:
+            ws = [_piece(b, b.add(start, offset), width) for start in starts]
+            if rows > 1 and width == LINE:
                 for start in starts:
                     _prefetch(b, b.add(start, b.add(offset, I64(PREFETCH))))
-            sums = _products_of_four(b, ws, load(b, b.add(x, offset)), vnni)
+            sums = _products_of_four(b, ws, _piece(b, b.add(x, offset), width), vnni)
             for integers, w_scale, total in zip(sums, w_scales, totals, strict=True):
                 scaled = b.fmul(b.sitofp(integers, V16), w_scale)
                 b.store(_fma(b, scaled, x_scale, b.load(total)), total)
 
-        def spread(base: Any, g: Any) -> Any:
-            return _splat(b, _float_at(b, base, g))
+        def groups_of_line(g: Any, width: int = LINE) -> None:
+            w_scales = [spread(s, g, width) for s in scales]
+            line(b.mul(g, I64(group)), w_scales, spread(xs, g, width), width)
 
-        def spread_two(base: Any, g: Any) -> Any:
-            both = _load(b, b.add(base, b.mul(g, I64(4))), ir.VectorType(F32, 2))
-            return _shuffle(b, both, both, *[0] * 8, *[1] * 8)
-
-        if group == 32:
-            pairs = b.and_(groups, I64(-2))
-            with cgutils.for_range_slice(b, I64(0), pairs, I64(2), intp=I64) as (g, _):
-                line(b.mul(g, I64(32)), [spread_two(s, g) for s in scales], spread_two(xs, g))
-            with b.if_then(b.icmp_signed("<", pairs, groups)):
-                last = [spread(s, pairs) for s in scales]
-                line(b.mul(pairs, I64(32)), last, spread(xs, pairs), _half_line)
+        if group < LINE:
+            n = LINE // group
+            whole = b.and_(groups, I64(-n))
+            with cgutils.for_range_slice(b, I64(0), whole, I64(n), intp=I64) as (g, _):
+                groups_of_line(g)
+            while n > 1:  # what is left: half a line, a quarter, … or nothing
+                g, n = b.and_(groups, I64(-n)), n // 2
+                with b.if_then(b.icmp_signed("!=", b.and_(groups, I64(n)), I64(0))):
+                    groups_of_line(g, n * group)
         else:
             with cgutils.for_range(b, groups, intp=I64) as g:
                 begin = b.mul(g.index, size)
@@ -148,17 +154,10 @@ def _dot_q8(rows: int, group: int, vnni: bool) -> Any:
     return dot4_q8
 
 
-class Dots(NamedTuple):
-    four_32: Any
-    one_32: Any
-    four_64: Any
-    one_64: Any
-
-
 @functools.cache
-def dots(vnni: bool) -> Dots:
-    """The products for the usual groups: 32, and multiples of 64."""
-    return Dots(*(_dot_q8(rows, group, vnni) for group in (32, 64) for rows in (4, 1)))
+def dots(group: int, vnni: bool) -> tuple[Any, Any]:
+    """The products of four rows and of one."""
+    return _dot_q8(4, group, vnni), _dot_q8(1, group, vnni)
 
 
 @emits(types.void)
@@ -237,7 +236,27 @@ def quantize_row(values, scales, x, n, size):
         put_float(scales + 4 * g, quantize_group(values + g * size, x + 4 * g * size, size))
 
 
-_four_32, _one_32, _four_64, _one_64 = dots(has_vnni())
+def _some_rows(group):
+    """`matvec_q8` for groups of one kind, see `_dot_q8`."""
+    four, one = dots(group, has_vnni())
+
+    @njit(error_model="numpy")
+    def rows(out, w, scales, x, xs, n, size, begin, end):
+        groups, quarter = n // size, (end - begin) // 4
+        for i in range(begin, begin + quarter):
+            to, row, far = out + 4 * i, w + i * n, quarter * n
+            s0 = scales + 4 * (i * n // size)
+            s1 = scales + 4 * ((i + quarter) * n // size)
+            s2 = scales + 4 * ((i + 2 * quarter) * n // size)
+            s3 = scales + 4 * ((i + 3 * quarter) * n // size)
+            four(to, 4 * quarter, row, far, s0, s1, s2, s3, x, xs, groups, size)
+        for i in range(begin + 4 * quarter, end):
+            one(out + 4 * i, w + i * n, scales + 4 * (i * n // size), x, xs, groups, size)
+
+    return rows
+
+
+_rows_4, _rows_8, _rows_16, _rows_32, _rows_64 = (_some_rows(g) for g in (4, 8, 16, 32, 64))
 
 
 @njit(error_model="numpy")
@@ -246,24 +265,17 @@ def matvec_q8(out, w, scales, x, xs, n, size, begin, end):
 
     A row's first scale is that of the group its first element is in.
     """
-    groups, quarter = n // size, (end - begin) // 4
-    if size != 32 and size % 64 != 0:
+    if size % 64 == 0:
+        _rows_64(out, w, scales, x, xs, n, size, begin, end)
+    elif size == 32:
+        _rows_32(out, w, scales, x, xs, n, size, begin, end)
+    elif size == 16:
+        _rows_16(out, w, scales, x, xs, n, size, begin, end)
+    elif size == 8:
+        _rows_8(out, w, scales, x, xs, n, size, begin, end)
+    elif size == 4:
+        _rows_4(out, w, scales, x, xs, n, size, begin, end)
+    else:
         for i in range(begin, end):
-            dot_any_q8(out + 4 * i, w + i * n, scales + 4 * (i * n // size), x, xs, groups, size)
-        return
-    for i in range(begin, begin + quarter):
-        to, row, far = out + 4 * i, w + i * n, quarter * n
-        s0 = scales + 4 * (i * n // size)
-        s1 = scales + 4 * ((i + quarter) * n // size)
-        s2 = scales + 4 * ((i + 2 * quarter) * n // size)
-        s3 = scales + 4 * ((i + 3 * quarter) * n // size)
-        if size == 32:
-            _four_32(to, 4 * quarter, row, far, s0, s1, s2, s3, x, xs, groups, size)
-        else:
-            _four_64(to, 4 * quarter, row, far, s0, s1, s2, s3, x, xs, groups, size)
-    for i in range(begin + 4 * quarter, end):
-        to, row, first = out + 4 * i, w + i * n, scales + 4 * (i * n // size)
-        if size == 32:
-            _one_32(to, row, first, x, xs, groups, size)
-        else:
-            _one_64(to, row, first, x, xs, groups, size)
+            first = scales + 4 * (i * n // size)
+            dot_any_q8(out + 4 * i, w + i * n, first, x, xs, n // size, size)

@@ -151,35 +151,31 @@ def test_vector_products_are_the_specifications_but_for_the_order_of_sums(
     x, x_scales, w, w_scales, group_size = arguments
     found = step_numba.kernel("prompt_matmul_q8")(*arguments)
     value = specification.matmul_q8(*arguments)
-    if group_size == 32 or group_size % 64 == 0:
+    if group_size in (4, 8, 16, 32) or group_size % 64 == 0:
         x64, w64 = np.abs(x.astype(int)), np.abs(w.astype(int))
         sizes = specification.matmul_q8(x64, x_scales, w64, w_scales, group_size)  # Σ |terms|
-        roundings = 3 + x.shape[1] // group_size + x.shape[1] // 64 + 5
+        # Scales; the specification's sum; lines, pieces of one (32, 16, 8, 4), the sum across.
+        roundings = 3 + x.shape[1] // group_size + x.shape[1] // 64 + 4 + 5
         assert (np.abs(found - value) <= 2 * roundings * HALF_ULP * sizes).all()
     else:
         np.testing.assert_array_equal(found, value)
 
 
-def row_product(vnni: bool) -> Any:
+def row_product(group: int, vnni: bool) -> Any:
     """Rows 0 … 3 of w times x, by the vectors of one kind; alone and four at a time."""
     from numba import njit
 
     from pyllm2.llama2.vectors_q8_numba import dots
 
-    four_32, one_32, four_64, one_64 = dots(vnni)
+    four, one = dots(group, vnni)
 
     @njit
     def product(out, w, s, x, xs, n, size):  # type: ignore[no-untyped-def]
         g = n // size
         r = 4 * g
-        if size == 32:
-            four_32(out, 4, w, n, s, s + r, s + 2 * r, s + 3 * r, x, xs, g, size)
-            for k in range(4):
-                one_32(out + 16 + 4 * k, w + k * n, s + k * r, x, xs, g, size)
-        else:
-            four_64(out, 4, w, n, s, s + r, s + 2 * r, s + 3 * r, x, xs, g, size)
-            for k in range(4):
-                one_64(out + 16 + 4 * k, w + k * n, s + k * r, x, xs, g, size)
+        four(out, 4, w, n, s, s + r, s + 2 * r, s + 3 * r, x, xs, g, size)
+        for k in range(4):
+            one(out + 16 + 4 * k, w + k * n, s + k * r, x, xs, g, size)
 
     def run(w: np.ndarray, s: np.ndarray, x: np.ndarray, xs: np.ndarray, size: int) -> np.ndarray:
         out = np.zeros(8, np.float32)
@@ -195,11 +191,13 @@ def kinds() -> list[bool]:
     return [False, True] if has_vnni() else [False]
 
 
-def test_both_kinds_of_vectors_multiply_exactly_and_alike() -> None:
+@pytest.mark.parametrize("group", [4, 8, 16, 32, 64])
+def test_both_kinds_of_vectors_multiply_exactly_and_alike(group: int) -> None:
     """With scales of one every sum is an exact integer; with others the two kinds agree in bits."""
     rng = np.random.default_rng(1)
-    runs = [row_product(vnni) for vnni in kinds()]
-    for size, groups in [(32, 1), (32, 2), (32, 5), (64, 1), (64, 3), (128, 2), (192, 1)] * 8:
+    runs = [row_product(group, vnni) for vnni in kinds()]
+    larger = [(128, 2), (192, 1)] if group == 64 else []
+    for size, groups in [*((group, n) for n in range(1, min(35, 1024 // group) + 1)), *larger]:
         n = size * groups
         w, x = (rng.integers(-128, 128, shape, np.int8) for shape in ((4, n), n))
         w[0], x[: n // 2] = rng.choice([-128, 127], 2)  # the ends of the range
@@ -227,7 +225,7 @@ import numpy as np
 from pyllm2.llama2.step_numba import kernel
 rng = np.random.default_rng(0)
 x, w = (rng.integers(-127, 128, (n, 192), np.int8) for n in (2, 9))
-for size in (32, 64):
+for size in (4, 8, 16, 32, 64):
     scales = np.ones((9, 192 // size), np.float32)
     print(kernel("prompt_matmul_q8")(x, scales[:2], w, scales.ravel(), size).tolist())
 """
