@@ -173,6 +173,11 @@ def parser_of() -> Parser:
     quantize.add_argument("--text", metavar="FILE", help="and on this text (with --tokenizer)")
     quantize.add_argument("--tokenizer", metavar="FILE", help="see generate")
 
+    from pyllm2.cli import training_arguments  # which imports this module
+
+    training_arguments.add_data(command("data", "make token shards to train on"))
+    training_arguments.add_eval(command("eval", "see how well a model does on a set of questions"))
+
     warmup = command("warmup", "compile every backend now, so that no later start waits")
     warmup.add_argument("--threads", type=positive, metavar="N", help="by default all processors")
 

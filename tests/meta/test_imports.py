@@ -32,6 +32,8 @@ RULES = [
         "pyllm2.gpt2.files",
         ["pyllm2.errors", "pyllm2.memory", "pyllm2.formats*", GPT2_CONFIG, PARAMETERS],
     ),
+    ("pyllm2.training.prepare", ["numpy*", "pyllm2.errors", "pyllm2.formats*"]),
+    ("pyllm2.training.evaluation", ["numpy*", "pyllm2.errors", "pyllm2.formats*"]),
     ("pyllm2.training.loader", ["numpy*", "pyllm2.errors", "pyllm2.formats*", "pyllm2.mersenne"]),
     ("pyllm2.*.engine_numba", ["numpy*", "numba*", "pyllm2.*.*_numba", "pyllm2.*.quantized"]),
     ("pyllm2.*.step_numba", ["numpy*", "numba*", "llvmlite*", "pyllm2.*.vectors*_numba"]),
@@ -55,7 +57,7 @@ RULES = [
     ("pyllm2.llama2.tokenizer", ["pyllm2.errors", "pyllm2.formats*"]),
     ("pyllm2.backends", ["pyllm2*", "numba"]),
     ("pyllm2.bench", ["pyllm2*", "numpy*", "matplotlib*"]),
-    ("pyllm2.cli*", ["pyllm2*", "numpy*", "tabulate"]),
+    ("pyllm2.cli*", ["pyllm2*", "numpy*", "tabulate", "tqdm"]),
     ("pyllm2*", ["pyllm2*", "numpy*"]),
 ]
 NOBODY_IMPORTS = ["pyllm2.cli*", "pyllm2.testing*"]

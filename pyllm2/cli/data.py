@@ -1,0 +1,44 @@
+"""`pyllm2 data prepare`: texts to the token shards that training reads."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from pyllm2.cli.common import say
+from pyllm2.gpt2.tokenizer import load_tokenizer
+from pyllm2.training.prepare import prepare
+
+
+def main(options: argparse.Namespace) -> int:
+    tokenizer = load_tokenizer(options.tokenizer)
+    total = sum(os.path.getsize(text) for text in options.texts if os.path.isfile(text))
+    with _bar(total) as progress:
+        done = prepare(
+            options.texts,
+            tokenizer,
+            options.out,
+            options.val_tokens,
+            options.shard_tokens,
+            progress,
+        )
+    say(
+        f"{options.out}: {', '.join(done.files)}: {done.documents} documents, "
+        f"{done.train_tokens} tokens to train on, {done.val_tokens} to validate"
+    )
+    return 0
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[int], object]]:
+    """A bar on a terminal, where tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda _: None
+        return
+    with tqdm(total=total, unit="B", unit_scale=True, file=sys.stderr, disable=None) as bar:
+        yield bar.update
