@@ -215,8 +215,8 @@ def test_a_digest_of_a_large_file_is_a_sample(
         ({"sample_order": [1, 2, 3, 4]}, "data sample_order = 4: expected an order of 4"),
         ({"rng_position": 625}, "data rng_position = 625: of 624 words"),
         ({"rng_words": np.zeros(623, np.uint32)}, "data rng_position = 0: of 623 words"),
-        ({"more": 1}, "data fields = 7: expected rng_position, rng_words, sample, "
-                      "sample_order, shard, shard_order"),
+        ({"more": 1}, ("data fields = 7: expected rng_position, rng_words, sample, "
+                      "sample_order, shard, shard_order")),
     ],
 )  # fmt: skip
 def test_a_state_of_other_data_is_refused(
