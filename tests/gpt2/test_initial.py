@@ -111,9 +111,9 @@ def test_a_name_that_there_is_not_is_one_line(text: str, fault: str) -> None:
 
 def test_impossible_sizes_are_refused() -> None:
     """As everywhere: what, how much, and why not; and nothing too large is begun."""
-    with pytest.raises(ConfigError, match="^channels = 5: must be a multiple of num_heads = 2$"):
+    with pytest.raises(ConfigError, match=r"^channels = 5: must be a multiple of num_heads = 2$"):
         descriptor("layers=1,heads=2,channels=5")
-    with pytest.raises(ConfigError, match="^num_layers = 0: must be at least 1$"):
+    with pytest.raises(ConfigError, match=r"^num_layers = 0: must be at least 1$"):
         descriptor("layers=0,heads=2,channels=4")
     with pytest.raises(NotEnoughMemoryError, match="parameters"):
         initial_parameters(descriptor("layers=999999999,heads=1,channels=999999999"))
