@@ -7,7 +7,8 @@
 #define CHECKPOINT_C
 
 #include "reader.c"
-#include "llama2.c"  /* for llama2.h, size_plus and size_times */
+#include "llama2.h"
+#include "sizes.h"
 
 typedef struct {
     llama2_config config;

@@ -7,19 +7,11 @@
 #define LLAMA2_C
 
 #include "llama2.h"
+#include "parallel.h"
+#include "sizes.h"
 
 #include <math.h>
 #include <string.h>
-
-#ifdef _OPENMP
-#define LLAMA2_TEXT(x) #x
-#define LLAMA2_PARALLEL_IF(enough_work) _Pragma(LLAMA2_TEXT(omp parallel for if (enough_work)))
-#else
-#define LLAMA2_PARALLEL_IF(enough_work)
-#endif
-
-/* Below this many multiplications waking other threads costs more than it gives. */
-#define LLAMA2_WORTH_THREADS 50000
 
 /* ---- ops ----------------------------------------------------------------------------------- */
 
@@ -53,7 +45,7 @@ void llama2_matmul_naive(float *out, const float *x, const float *w,
                          int64_t T, int64_t C, int64_t OC)
 {
     for (int64_t t = 0; t < T; t++) {
-        LLAMA2_PARALLEL_IF(C * OC > LLAMA2_WORTH_THREADS)
+        PARALLEL_IF(C * OC > WORTH_THREADS)
         for (int64_t o = 0; o < OC; o++) {
             float sum = 0.0f;
             for (int64_t c = 0; c < C; c++) {
@@ -91,7 +83,7 @@ void llama2_matmul(float *out, const float *x, const float *w, int64_t T, int64_
 #else
     const int64_t fours = T / 4 * 4;
     if (fours > 0) {
-        LLAMA2_PARALLEL_IF(fours * C * OC > LLAMA2_WORTH_THREADS)
+        PARALLEL_IF(fours * C * OC > WORTH_THREADS)
         for (int64_t o = 0; o < OC; o++) {
             for (int64_t t = 0; t < fours; t += 4) {
                 float sum[4];
@@ -104,7 +96,7 @@ void llama2_matmul(float *out, const float *x, const float *w, int64_t T, int64_
     }
     const int64_t quarter = OC / 4;
     for (int64_t t = fours; t < T; t++) {
-        LLAMA2_PARALLEL_IF(C * OC > LLAMA2_WORTH_THREADS)
+        PARALLEL_IF(C * OC > WORTH_THREADS)
         for (int64_t o = 0; o < quarter; o++) {
             float sum[4];
             dot4(sum, x + t * C, w + o * C, quarter * C, C);
@@ -187,7 +179,7 @@ void llama2_attention(float *out, float *att, const float *q, const float *k, co
                       int64_t T, int64_t P, int64_t NH, int64_t NKV, int64_t hs)
 {
     const float root = sqrtf((float)hs);
-    LLAMA2_PARALLEL_IF(T * P * NH * hs > LLAMA2_WORTH_THREADS)
+    PARALLEL_IF(T * P * NH * hs > WORTH_THREADS)
     for (int64_t h = 0; h < NH; h++) {
         const float *k_head = k + h / (NH / NKV) * hs;
         const float *v_head = v + h / (NH / NKV) * hs;
@@ -329,7 +321,7 @@ void llama2_matmul_q8(float *out, const int8_t *x, const float *x_scales,
                       int64_t T, int64_t C, int64_t OC, int64_t GS)
 {
     const int64_t groups = C / GS;
-    LLAMA2_PARALLEL_IF(T * C * OC > LLAMA2_WORTH_THREADS)
+    PARALLEL_IF(T * C * OC > WORTH_THREADS)
     for (int64_t o = 0; o < OC; o++) {
         const int8_t *row = w + o * C;
         const float *row_scales = w_scales + o * C / GS;  /* floor((o*C + g*GS) / GS) is this + g */
@@ -345,17 +337,6 @@ void llama2_matmul_q8(float *out, const int8_t *x, const float *x_scales,
 }
 
 /* ---- state --------------------------------------------------------------------------------- */
-
-/* Products and sums of sizes (never negative) that stop at INT64_MAX instead of wrapping. */
-static int64_t size_times(int64_t a, int64_t b)
-{
-    return b != 0 && a > INT64_MAX / b ? INT64_MAX : a * b;
-}
-
-static int64_t size_plus(int64_t a, int64_t b)
-{
-    return a > INT64_MAX - b ? INT64_MAX : a + b;
-}
 
 enum { STATE_BUFFERS = 15 };
 
