@@ -18,6 +18,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -25,7 +26,7 @@ from pathlib import Path
 
 from pyllm2.errors import BackendError
 
-ABI = 2
+ABI = {"llama2": 2, "gpt2": 1, "adamw": 1}  # what csrc/NAME.c must answer to NAME_abi()
 BUILDS = ("fast", "strict")
 
 _BASE = ["-std=c99", "-shared", "-fPIC", "-D_POSIX_C_SOURCE=200809L"]
@@ -39,6 +40,7 @@ _FLAGS = {
         ["-O3", "-ffp-contract=fast"],  # for compilers without OpenMP or -march=native
     ],
 }  # fmt: skip
+_INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 _COMPILERS = ("cc", "gcc", "clang")
 _SECONDS_TO_COMPILE = 300
 
@@ -76,8 +78,10 @@ def compiled_library(name: str, build: str) -> ctypes.CDLL:
             continue
         loaded = ctypes.CDLL(str(path))
         abi = getattr(loaded, f"{name}_abi")()
-        if abi != ABI:
-            raise BackendError(f"{path}: ABI {abi}, expected {ABI}: sources and package differ")
+        if abi != ABI[name]:
+            raise BackendError(
+                f"{path}: ABI {abi}, expected {ABI[name]}: sources and package differ"
+            )
         return loaded
     raise BackendError(problem)
 
@@ -136,12 +140,22 @@ def _compiler() -> str | None:
 def _fingerprint(source: Path, flags: list[str]) -> str:
     """Everything that a library depends on, as 16 hex digits."""
     digest = hashlib.sha256()
-    for file in (source, source.with_suffix(".h")):
-        if file.exists():
-            digest.update(file.read_bytes())
+    for file in _with_includes(source):
+        digest.update(file.read_bytes())
     for text in (*_BASE, *flags, _compiler_version(), platform.machine(), _cpu()):
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def _with_includes(source: Path) -> list[Path]:
+    """A C file and all that it includes from its folder, and what that includes, each once."""
+    found = [source]
+    for file in found:  # grows as we go
+        for name in _INCLUDE.findall(file.read_text()):
+            included = source.parent / name
+            if included not in found:
+                found.append(included)
+    return found
 
 
 @functools.cache

@@ -6,29 +6,16 @@ and hands pointers to C; loops and comments are in csrc/llama2.c.
 
 from __future__ import annotations
 
-import ctypes
 from ctypes import Structure, c_int32, c_int64, c_void_p
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm2 import native
+from pyllm2.c_library import Library, floats, int8, int32, pointer
 
 Array = NDArray[np.float32]
 Int8 = NDArray[np.int8]
-
-
-def _floats(a: Any) -> Array:
-    return np.ascontiguousarray(a, dtype=np.float32)
-
-
-def _int8(a: Any) -> Int8:
-    return np.ascontiguousarray(a, dtype=np.int8)
-
-
-def _pointer(a: NDArray[Any]) -> c_void_p:
-    return c_void_p(a.__array_interface__["data"][0])
 
 
 class Ops:
@@ -36,31 +23,23 @@ class Ops:
 
     def __init__(self, build: str, threads: int | None = None) -> None:
         self.build = build
-        self._library = native.compiled_library("llama2", build)
-        if threads is not None and hasattr(self._library, "omp_set_num_threads"):
-            self._library.omp_set_num_threads(c_int32(threads))
-
-    def _call(self, name: str, *arguments: Any) -> None:
-        """Arrays become pointers, whole numbers int64."""
-        getattr(self._library, f"llama2_{name}")(
-            *(_pointer(a) if isinstance(a, np.ndarray) else c_int64(a) for a in arguments)
-        )
+        self._call = Library("llama2", build, threads).call
 
     def embedding(self, tokens: NDArray[np.integer], table: Array) -> Array:
-        tokens, table = np.ascontiguousarray(tokens, dtype=np.int32), _floats(table)
+        tokens, table = int32(tokens), floats(table)
         T, C = len(tokens), table.shape[1]
         out = np.empty((T, C), np.float32)
         self._call("embedding", out, tokens, table, T, C)
         return out
 
     def rmsnorm(self, x: Array, weight: Array) -> Array:
-        x, weight = _floats(x), _floats(weight)
+        x, weight = floats(x), floats(weight)
         out = np.empty_like(x)
         self._call("rmsnorm", out, x, weight, *x.shape)
         return out
 
     def matmul(self, x: Array, w: Array) -> Array:
-        x, w = _floats(x), _floats(w)
+        x, w = floats(x), floats(w)
         (T, C), OC = x.shape, len(w)
         out = np.empty((T, OC), np.float32)
         self._call("matmul", out, x, w, T, C, OC)
@@ -72,46 +51,46 @@ class Ops:
         return cos, sin
 
     def rope(self, x: Array, cos: Array, sin: Array) -> Array:
-        x, cos, sin = _floats(x), _floats(cos), _floats(sin)
+        x, cos, sin = floats(x), floats(cos), floats(sin)
         out = np.empty_like(x)
         self._call("rope", out, x, cos, sin, *x.shape)
         return out
 
     def softmax(self, x: Array) -> Array:
-        x = _floats(x)
+        x = floats(x)
         out = np.empty_like(x)
         C = x.shape[-1]
         self._call("softmax", out, x, x.size // C, C)
         return out
 
     def attention(self, q: Array, k: Array, v: Array) -> Array:
-        q, k, v = _floats(q), _floats(k), _floats(v)
+        q, k, v = floats(q), floats(k), floats(v)
         (T, NH, hs), (P, NKV, _) = q.shape, k.shape
         out, att = np.empty((T, NH * hs), np.float32), np.empty((NH, P), np.float32)
         self._call("attention", out, att, q, k, v, T, P, NH, NKV, hs)
         return out
 
     def residual(self, x: Array, y: Array) -> Array:
-        x, y = _floats(x), _floats(y)
+        x, y = floats(x), floats(y)
         out = np.empty_like(x)
         self._call("residual", out, x, y, *x.shape)
         return out
 
     def swiglu(self, gate: Array, up: Array) -> Array:
-        gate, up = _floats(gate), _floats(up)
+        gate, up = floats(gate), floats(up)
         out = np.empty_like(gate)
         self._call("swiglu", out, gate, up, *gate.shape)
         return out
 
     def quantize(self, x: Array, group_size: int) -> tuple[Int8, Array]:
-        x = _floats(x)
+        x = floats(x)
         T, C = x.shape
         values, scales = np.empty((T, C), np.int8), np.empty((T, C // group_size), np.float32)
         self._call("quantize", values, scales, x, T, C, group_size)
         return values, scales
 
     def dequantize(self, values: Int8, scales: Array, group_size: int) -> Array:
-        values, scales = _int8(values), _floats(scales)
+        values, scales = int8(values), floats(scales)
         out = np.empty(values.shape, np.float32)
         self._call("dequantize", out, values, scales, values.size, group_size)
         return out
@@ -119,7 +98,7 @@ class Ops:
     def matmul_q8(
         self, x: Int8, x_scales: Array, w: Int8, w_scales: Array, group_size: int
     ) -> Array:
-        x, x_scales, w, w_scales = _int8(x), _floats(x_scales), _int8(w), _floats(w_scales)
+        x, x_scales, w, w_scales = int8(x), floats(x_scales), int8(w), floats(w_scales)
         (T, C), OC = x.shape, len(w)
         out = np.empty((T, OC), np.float32)
         self._call("matmul_q8", out, x, x_scales, w, w_scales, T, C, OC, group_size)
@@ -137,22 +116,14 @@ class Ops:
 
         The cache is the one that Python holds; scratch buffers stay with it from call to call.
         """
-        tokens = np.ascontiguousarray(tokens, dtype=np.int32)
+        tokens = int32(tokens)
         T = len(tokens)
         scratch = getattr(cache, "c_scratch", None)
         if scratch is None or scratch.state.max_tokens < T:
             scratch = cache.c_scratch = _Scratch(model, cache, T)
         logits = np.empty((1 if last_only else T, model.config.vocab_size), np.float32)
-        self._library.llama2_forward(
-            _pointer(logits),
-            ctypes.byref(scratch.state),
-            ctypes.byref(scratch.config),
-            ctypes.byref(scratch.weights),
-            _pointer(tokens),
-            c_int64(T),
-            c_int64(pos),
-            c_int32(not last_only),
-        )
+        structs = (scratch.state, scratch.config, scratch.weights)
+        self._call("forward", logits, *structs, tokens, T, pos, c_int32(not last_only))
         return logits
 
 
@@ -228,29 +199,29 @@ class _Scratch:
         self.buffers |= {"key_cache": cache.keys, "value_cache": cache.values}
         self.arrays: list[NDArray[Any]] = []  # what the weights point at: alive as long as we are
         self.weights = _Weights(
-            **{name: self._point(_floats(getattr(w, name))) for name in _VECTORS},
+            **{name: self._point(floats(getattr(w, name))) for name in _VECTORS},
             **{name: self._matrix(a) for name, a in matrices.items()},
         )
         if w.classifier is None:
             self.weights.classifier = self._matrix(w.token_embedding)
         numbers = (getattr(config, name) for name in _CONFIG)
         self.config = _Config(*numbers, w.classifier is None, group_size)
-        pointers = {name: _pointer(a) for name, a in self.buffers.items()}
+        pointers = {name: pointer(a) for name, a in self.buffers.items()}
         self.state = _State(cache_length=S, max_tokens=T, **pointers)
 
     def _point(self, a: NDArray[Any]) -> c_void_p:
         self.arrays.append(a)
-        return _pointer(a)
+        return pointer(a)
 
     def _matrix(self, w: Any) -> _Matrix:
         """Of float32 an array, of int8 an object with values and scales; layers may be apart."""
         if w is None:
             return _Matrix()
         if not hasattr(w, "group_size"):
-            floats = _floats(w)
-            return _Matrix(floats=self._point(floats), stride=floats.strides[0] // 4)
+            a = floats(w)
+            return _Matrix(floats=self._point(a), stride=a.strides[0] // 4)
         values = _layers_apart(np.asarray(w.values, dtype=np.int8))
-        scales = _floats(w.scales)
+        scales = floats(w.scales)
         return _Matrix(
             values=self._point(values), scales=self._point(scales), stride=values.strides[0]
         )
