@@ -151,7 +151,7 @@ class Ops:
         if fresh:
             written_in_place(grads.flat).fill(0)
         buffers, arrays = self._buffers_for(model.config, tokens), _arrays(model.params)
-        darrays = [written_in_place(grads[name]) for name in _PARAMETERS]
+        darrays = [written_in_place(grads[name]) for name in PARAMETERS]
         structs = (
             _parameters(darrays), buffers.cleared_gradients(),
             buffers.acts, buffers.config, _parameters(arrays),
@@ -168,44 +168,46 @@ class Ops:
         return self._buffers
 
 
-_CONFIG = (
+CONFIG = (
     "max_seq_len", "vocab_size", "num_layers", "num_heads", "channels", "padded_vocab_size",
 )  # fmt: skip
-_PARAMETERS = (
+PARAMETERS = (
     "wte", "wpe", "ln1w", "ln1b", "qkvw", "qkvb", "attprojw", "attprojb", "ln2w", "ln2b", "fcw",
     "fcb", "fcprojw", "fcprojb", "lnfw", "lnfb",
 )  # fmt: skip
-_ACTIVATIONS = (
+ACTIVATIONS = (
     "encoded", "ln1", "ln1_mean", "ln1_rstd", "qkv", "atty", "preatt", "att", "attproj",
     "residual2", "ln2", "ln2_mean", "ln2_rstd", "fch", "fch_gelu", "fcproj", "residual3", "lnf",
     "lnf_mean", "lnf_rstd", "logits", "probs", "losses",
 )  # fmt: skip
 
 
-class _Config(Structure):
-    _fields_ = [(name, c_int32) for name in _CONFIG]
+class CConfig(Structure):
+    """gpt2_config."""
+
+    _fields_ = [(name, c_int32) for name in CONFIG]
 
 
-class _Parameters(Structure):
+class CParameters(Structure):
     """gpt2_parameters."""
 
-    _fields_ = [(name, c_void_p) for name in _PARAMETERS]
+    _fields_ = [(name, c_void_p) for name in PARAMETERS]
 
 
-class _Activations(Structure):
+class CActivations(Structure):
     """gpt2_activations."""
 
-    _fields_ = [(name, c_void_p) for name in _ACTIVATIONS]
+    _fields_ = [(name, c_void_p) for name in ACTIVATIONS]
 
 
 def _arrays(params: Any) -> list[Array]:
     """In the order of gpt2_parameters, float32 without gaps."""
-    return [floats(params[name]) for name in _PARAMETERS]
+    return [floats(params[name]) for name in PARAMETERS]
 
 
-def _parameters(arrays: list[Array]) -> _Parameters:
+def _parameters(arrays: list[Array]) -> CParameters:
     """Pointers to them; the arrays must outlive it."""
-    return _Parameters(*map(pointer, arrays))
+    return CParameters(*map(pointer, arrays))
 
 
 class _Buffers:
@@ -213,12 +215,12 @@ class _Buffers:
 
     def __init__(self, call: Any, config: Any, B: int, T: int) -> None:
         self.shape = (config, B, T)
-        self.config = _Config(*(getattr(config, name) for name in _CONFIG))
+        self.config = CConfig(*(getattr(config, name) for name in CONFIG))
         self._call = call
         self._memory, self.acts = self._new()
-        self._gradients: tuple[Array, _Activations] | None = None
+        self._gradients: tuple[Array, CActivations] | None = None
 
-    def cleared_gradients(self) -> _Activations:
+    def cleared_gradients(self) -> CActivations:
         """Gradients of the activations, all zero."""
         if self._gradients is None:
             self._gradients = self._new()
@@ -231,9 +233,9 @@ class _Buffers:
         _, B, T = self.shape
         return self._memory[-B * T :].reshape(B, T).copy()
 
-    def _new(self) -> tuple[Array, _Activations]:
+    def _new(self) -> tuple[Array, CActivations]:
         _, B, T = self.shape
         floats_needed = self._call("activation_floats", self.config, B, T, returns=c_int64)
-        memory, acts = np.empty(floats_needed, np.float32), _Activations()
+        memory, acts = np.empty(floats_needed, np.float32), CActivations()
         self._call("activations_bind", acts, self.config, memory, B, T)
         return memory, acts
