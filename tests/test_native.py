@@ -92,13 +92,15 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
     assert "cannot be written" in result.stderr
 
 
-def test_loading_the_fast_build_leaves_subnormals_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", native.ABI)
+def test_loading_the_fast_build_leaves_subnormals_alone(name: str) -> None:
     """No start-up object of -ffast-math has switched the process to flush-to-zero."""
-    code = (
-        "import numpy as np; from pyllm2 import backends; backends.ops('c')\n"
+    code = LOAD + (
+        f"import numpy as np; native.compiled_library('{name}', 'fast')\n"
         "tiny = np.float32(2.0**-126); print(float(tiny / np.float32(8)) == 2.0**-129)"
     )
-    assert python(code, tmp_path).stdout.strip() == "True"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "True", result.stderr
 
 
 def test_a_change_of_source_or_flags_changes_the_name(
@@ -113,6 +115,19 @@ def test_a_change_of_source_or_flags_changes_the_name(
     names.add(native._fingerprint(source, ["-O2"]))
     monkeypatch.setattr(native, "_cpu", lambda: "another processor")
     names.add(native._fingerprint(source, ["-O2"]))
+    assert len(names) == 4
+
+
+def test_a_change_of_anything_included_changes_the_name(tmp_path: Path) -> None:
+    """Directly, or by what is included; a circle is no trouble."""
+    source = tmp_path / "gpt2.c"
+    source.write_text('#include "gpt2.h"\n#  include "ops.c"\n#include <math.h>\n')
+    names = set()
+    for header, ops in (("1", "2"), ("0", "2"), ("0", "3"), ("0", "4")):
+        (tmp_path / "gpt2.h").write_text(header)
+        (tmp_path / "ops.c").write_text('#include "deep.h"\n#include "gpt2.c"\n')
+        (tmp_path / "deep.h").write_text(ops)
+        names.add(native._fingerprint(source, []))
     assert len(names) == 4
 
 

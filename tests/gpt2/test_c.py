@@ -1,0 +1,144 @@
+"""What Python adds to csrc/gpt2.c and adamw.c: fresh outputs, buffers that are kept, refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pyllm2.gpt2.config import GPT2Config
+from pyllm2.gpt2.model import GPT2
+from pyllm2.training.parameters import Parameters
+from tests.tested import BACKENDS, ops_of
+
+C_BACKENDS = [backend for backend in BACKENDS if backend.startswith("c")]
+CONFIG = GPT2Config(
+    max_seq_len=8, vocab_size=11, num_layers=2, num_heads=2, channels=6, padded_vocab_size=12
+)
+
+
+def random_model(backend: str, seed: int = 0, config: GPT2Config = CONFIG) -> GPT2:
+    params = Parameters(config.shapes())
+    params.flat[...] = np.random.default_rng(seed).normal(0, 0.5, params.flat.size)
+    return GPT2(config, params, ops_of(backend, "gpt2"))
+
+
+def batch(B: int, T: int, seed: int = 0) -> Any:
+    """tokens, targets: (B, T), int64 as a data loader may give them"""
+    return np.random.default_rng(seed).integers(0, CONFIG.vocab_size, (2, B, T))
+
+
+@pytest.mark.parametrize("backend", [b for b in C_BACKENDS if b.endswith("-strict")])
+def test_the_whole_model_is_the_composition_of_its_ops(backend: str) -> None:
+    """To the bit, for a build that adds in one order."""
+    model, (tokens, targets) = random_model(backend), batch(2, 5)
+    acts = model.forward(tokens, targets)
+    composed = model.backward(acts, np.full((2, 5), 0.1, np.float32))
+    grads = composed.zeros_like()
+    losses = model.add_gradient(tokens, targets, 0.1, grads, fresh=True)
+    np.testing.assert_array_equal(losses, acts.losses)
+    np.testing.assert_array_equal(model.losses(tokens, targets), acts.losses)
+    np.testing.assert_array_equal(grads.flat, composed.flat)
+
+
+@pytest.mark.parametrize("backend", C_BACKENDS)
+def test_a_fresh_gradient_does_not_depend_on_what_was_there(backend: str) -> None:
+    """Nor on what the buffers held: of the same batch twice it is the same, to the bit."""
+    model, (tokens, targets) = random_model(backend), batch(2, 4)
+    first, second = model.params.zeros_like(), model.params.zeros_like()
+    second.flat.fill(np.nan)
+    for grads in (first, second):
+        model.add_gradient(tokens, targets, 0.5, grads, fresh=True)
+    assert first.flat.any()
+    np.testing.assert_array_equal(first.flat, second.flat)
+
+
+@pytest.mark.parametrize("backend", C_BACKENDS)
+def test_a_gradient_that_is_not_fresh_is_added(backend: str) -> None:
+    """Zero times a gradient changes nothing; added to zeros it is the fresh one."""
+    model, (tokens, targets) = random_model(backend), batch(2, 4)
+    grads, fresh = model.params.zeros_like(), model.params.zeros_like()
+    model.add_gradient(tokens, targets, 0.5, fresh, fresh=True)
+    model.add_gradient(tokens, targets, 0.5, grads, fresh=False)
+    np.testing.assert_array_equal(grads.flat, fresh.flat)
+    model.add_gradient(tokens, targets, 0.0, grads, fresh=False)
+    np.testing.assert_array_equal(grads.flat, fresh.flat)
+
+
+@pytest.mark.parametrize("backend", C_BACKENDS)
+def test_buffers_that_are_kept_do_not_show(backend: str) -> None:
+    """Shapes, models and batches may alternate; losses once given stay as they are."""
+    one, other = random_model(backend, 1), random_model(backend, 2)
+    deeper = GPT2Config(8, 11, 3, 3, 6, 13)
+    wanted = {}
+    for again in range(2):
+        for model in (one, other, random_model(backend, 3, deeper)):
+            for B, T in ((2, 3), (3, 2), (2, 3)):
+                tokens, targets = batch(B, T, seed=B)
+                grads = model.params.zeros_like()
+                losses = model.add_gradient(tokens, targets, 1.0, grads, fresh=True)
+                key = (model.params.flat[0], B, T)
+                if again:
+                    np.testing.assert_array_equal(losses, wanted[key][0])
+                    np.testing.assert_array_equal(grads.flat, wanted[key][1])
+                np.testing.assert_array_equal(model.losses(tokens, targets), losses)
+                wanted[key] = losses, grads.flat
+    assert len(wanted) == 6
+
+
+@pytest.mark.parametrize("backend", C_BACKENDS)
+def test_parameters_are_read_anew_each_time(backend: str) -> None:
+    """An optimizer changes them in place, and a checkpoint may put others there, read-only."""
+    model, (tokens, targets) = random_model(backend, 1), batch(1, 4)
+    before = model.losses(tokens, targets)
+    model.params.flat *= np.float32(1.5)
+    changed = model.losses(tokens, targets)
+    assert (changed != before).any()
+    flat = random_model(backend, 1).params.flat
+    flat.flags.writeable = False
+    model.params = Parameters(CONFIG.shapes(), flat)
+    np.testing.assert_array_equal(model.losses(tokens, targets), before)
+
+
+@pytest.mark.parametrize("backend", C_BACKENDS)
+def test_a_backward_leaves_what_it_was_given(backend: str) -> None:
+    """encoder_backward returns sums; the gradients so far stay with the caller."""
+    ops, (tokens, _) = ops_of(backend, "gpt2"), batch(2, 3)
+    dwte, dwpe = np.ones((12, 6), np.float32), np.ones((8, 6), np.float32)
+    dout = np.ones((2, 3, 6), np.float32)
+    dwte_after, dwpe_after = ops.encoder_backward(dout, tokens, dwte, dwpe)
+    assert (dwte == 1).all()
+    assert (dwpe == 1).all()
+    times = np.bincount(tokens.ravel(), minlength=12)
+    np.testing.assert_array_equal(dwte_after, 1 + np.repeat(times[:, None], 6, axis=1))
+    np.testing.assert_array_equal(dwpe_after[:, 0], [3, 3, 3, 1, 1, 1, 1, 1])
+
+
+@pytest.mark.parametrize("backend", C_BACKENDS)
+def test_a_gradient_that_c_could_only_copy_is_refused(backend: str) -> None:
+    """Writing into a copy would lose it without a word."""
+    model, (tokens, targets) = random_model(backend), batch(1, 3)
+    n = CONFIG.parameters()
+    for flat in (np.zeros(n), np.zeros(2 * n, np.float32)[::2]):
+        for fresh in (True, False):
+            with pytest.raises(TypeError, match="float32 arrays without gaps"):
+                model.add_gradient(tokens, targets, 1, Parameters(CONFIG.shapes(), flat), fresh)
+
+
+@pytest.mark.parametrize("backend", C_BACKENDS)
+@pytest.mark.parametrize("bad", [0, 2, 3])
+def test_adamw_refuses_what_it_cannot_write_into(backend: str, bad: int) -> None:
+    """Parameters and moments in float64, with gaps or read-only; a gradient is only read."""
+    ops = ops_of(backend, "training")
+    read_only = np.ones(4, np.float32)
+    read_only.flags.writeable = False
+    hyper = (1, 0.1, 0.9, 0.99, 1e-8, 0)
+    for a in (np.ones(4), np.ones(8, np.float32)[::2], read_only):
+        arrays = [np.ones(4, np.float32) for _ in range(4)]
+        arrays[1] = a
+        ops.adamw_update(*arrays, *hyper)
+        assert (arrays[0] < 1).all()
+        arrays[bad] = a
+        with pytest.raises(TypeError, match="float32 arrays without gaps"):
+            ops.adamw_update(*arrays, *hyper)
