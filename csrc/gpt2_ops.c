@@ -269,25 +269,30 @@ static void attention_backward_row(float *dhead, float *dscores, float *dweights
     for (int64_t s = 0; s <= t; s++) {
         const float *value = head + s * 3 * C + 2 * C;
         float *dvalue = dhead + s * 3 * C + 2 * C;
+        const float weight = weights[s];
+        float dweight = dweights[s];
         for (int64_t i = 0; i < hs; i++) {
-            dweights[s] += value[i] * dout[i];
-            dvalue[i] += weights[s] * dout[i];
+            dweight += value[i] * dout[i];
+            dvalue[i] += weight * dout[i];
         }
+        dweights[s] = dweight;
     }
     /* Every weight depends on every score: diag(a) - a a^T, multiplied out term by term, which is
      * what fixes the bits. weights * (dweights - sum(weights * dweights)) would be O(t). */
     for (int64_t s = 0; s <= t; s++) {
+        const float weight = weights[s], dweight = dweights[s];
         for (int64_t r = 0; r <= t; r++) {
             const float same = s == r ? 1.0f : 0.0f;
-            dscores[r] += weights[s] * (same - weights[r]) * dweights[s];
+            dscores[r] += weight * (same - weights[r]) * dweight;
         }
     }
     for (int64_t s = 0; s <= t; s++) {
         const float *key = head + s * 3 * C + C;
         float *dkey = dhead + s * 3 * C + C;
+        const float dscore = dscores[s];
         for (int64_t i = 0; i < hs; i++) {
-            dquery[i] += key[i] * dscores[s] * scale;
-            dkey[i] += query[i] * dscores[s] * scale;
+            dquery[i] += key[i] * dscore * scale;
+            dkey[i] += query[i] * dscore * scale;
         }
     }
 }
@@ -319,6 +324,7 @@ void gpt2_attention_backward(float *dqkv, float *dpreatt, float *datt,
 /* out = x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))          x: (n,)  ->  (n,) */
 void gpt2_gelu_forward(float *out, const float *x, int64_t n)
 {
+    PARALLEL_IF(n > WORTH_THREADS)
     for (int64_t i = 0; i < n; i++) {
         const float cube = GPT2_GELU_CUBIC * x[i] * x[i] * x[i];
         out[i] = 0.5f * x[i] * (1.0f + tanhf(GPT2_GELU_SCALE * (x[i] + cube)));
@@ -330,6 +336,7 @@ void gpt2_gelu_forward(float *out, const float *x, int64_t n)
  * Where cosh overflows 1/inf = 0 is the right limit, so this wants a compiler that honours it. */
 void gpt2_gelu_backward(float *dx, const float *dout, const float *x, int64_t n)
 {
+    PARALLEL_IF(n > WORTH_THREADS)
     for (int64_t i = 0; i < n; i++) {
         const float cube = GPT2_GELU_CUBIC * x[i] * x[i] * x[i];
         const float a = GPT2_GELU_SCALE * (x[i] + cube);
@@ -403,6 +410,7 @@ void gpt2_crossentropy_softmax_backward(float *dlogits, const float *dlosses, co
                                         const int32_t *targets,
                                         int64_t N, int64_t V, int64_t Vp)
 {
+    PARALLEL_IF(N * V > WORTH_THREADS)
     for (int64_t n = 0; n < N; n++) {
         for (int64_t i = 0; i < V; i++) {
             const float hit = i == targets[n] ? 1.0f : 0.0f;
