@@ -151,9 +151,9 @@ def _with_includes(source: Path) -> list[Path]:
     """A C file and all that it includes from its folder, and what that includes, each once."""
     found = [source]
     for file in found:  # grows as we go
-        for name in _INCLUDE.findall(file.read_text()):
+        for name in _INCLUDE.findall(file.read_text(encoding="utf-8")):
             included = source.parent / name
-            if included not in found:
+            if included not in found and included.exists():  # of one that does not, cc complains
                 found.append(included)
     return found
 
