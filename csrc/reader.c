@@ -31,7 +31,11 @@
 
 /* ---- messages and memory ------------------------------------------------------------------- */
 
-/* One line "run: KIND: ..."; control bytes, as a file name may hold, would make it more. */
+#ifndef PROGRAM
+#define PROGRAM "run"  /* who speaks; another program says so before it includes this */
+#endif
+
+/* One line "PROGRAM: KIND: ..."; control bytes, as a file name may hold, would make it more. */
 static void say(const char *kind, const char *format, va_list args)
 {
     char line[2048];
@@ -41,7 +45,7 @@ static void say(const char *kind, const char *format, va_list args)
             *c = '?';
         }
     }
-    fprintf(stderr, "run: %s: %s\n", kind, line);
+    fprintf(stderr, PROGRAM ": %s: %s\n", kind, line);
 }
 
 LIKE_PRINTF NEVER_RETURNS static void refuse(const char *format, ...)
@@ -141,12 +145,12 @@ static uint32_t magnitude_bits(float x)
     return bits & 0x7FFFFFFF;
 }
 
-static int is_finite(float x)
+static inline int is_finite(float x)
 {
     return magnitude_bits(x) < 0x7F800000;
 }
 
-static int is_nan(float x)
+static inline int is_nan(float x)
 {
     return magnitude_bits(x) > 0x7F800000;
 }

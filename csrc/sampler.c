@@ -6,6 +6,7 @@
 #define SAMPLER_C
 
 #include "reader.c"
+#include "draw.c"
 #include "llama2.h"
 
 typedef struct {
@@ -19,16 +20,6 @@ typedef struct {
     candidate *candidates;  /* room for V */
 } sampler;
 
-/* xorshift64*: the upper 24 of the upper 32 bits, as a float in [0, 1). */
-static float next_coin(uint64_t *random)
-{
-    *random ^= *random >> 12;
-    *random ^= *random << 25;
-    *random ^= *random >> 27;
-    const uint32_t word = (uint32_t)((*random * UINT64_C(0x2545F4914F6CDD1D)) >> 32);
-    return (float)(word >> 8) / 16777216.0f;
-}
-
 /* The first of the largest. */
 static int32_t argmax(const float *x, int32_t n)
 {
@@ -39,19 +30,6 @@ static int32_t argmax(const float *x, int32_t n)
         }
     }
     return best;
-}
-
-/* The first id whose running sum exceeds the coin; the last if none does, as with NaN. */
-static int32_t multinomial(const float *p, int32_t V, float coin)
-{
-    float sum = 0.0f;
-    for (int32_t i = 0; i < V; i++) {
-        sum += p[i];
-        if (coin < sum) {
-            return i;
-        }
-    }
-    return V - 1;
 }
 
 /* Likeliest first; ties go to the lower id. */

@@ -6,8 +6,7 @@
 #define VOCABULARY_C
 
 #include "reader.c"
-
-#include <ctype.h>  /* in the "C" locale, since nobody calls setlocale */
+#include "shown.c"
 
 enum { BOS = 1, EOS = 2, FIRST_BYTE_ID = 3 };
 
@@ -305,12 +304,6 @@ static int32_t decode_one(const vocabulary *v, int32_t previous, int32_t id,
     }
     *text = p->text + skip;
     return p->length - skip;
-}
-
-/* A lone byte is shown only if it is printable ASCII or blank; longer pieces always are. */
-static int is_shown(const unsigned char *text, int32_t length)
-{
-    return length > 1 || (length == 1 && (isprint(text[0]) || isspace(text[0])));
 }
 
 #endif
