@@ -75,18 +75,23 @@ static gpt2_vocabulary read_gpt2_vocabulary(const char *path, int32_t V, const c
     return v;
 }
 
-/* A token's text ends at its first NUL, if it has one. */
+/* The bytes that are shown of a token, as many as returned. Its text ends at its first NUL. */
+static int32_t shown_text(const gpt2_vocabulary *v, int32_t id, const unsigned char **text)
+{
+    const int32_t length = v->token[id][0];
+    *text = v->token[id] + 1;
+    const unsigned char *nul = memchr(*text, 0, (size_t)length);
+    const int32_t n = nul != NULL ? (int32_t)(nul - *text) : length;
+    return is_shown(*text, n) ? n : 0;
+}
+
 static void print_token(const gpt2_vocabulary *v, int32_t id)
 {
     if (v->bytes == NULL) {
         printf("%d ", id);
-        return;
-    }
-    const unsigned char *text = v->token[id] + 1;
-    const int32_t length = v->token[id][0];
-    const unsigned char *nul = memchr(text, 0, (size_t)length);
-    const int32_t n = nul != NULL ? (int32_t)(nul - text) : length;
-    if (is_shown(text, n)) {
+    } else {
+        const unsigned char *text;
+        const int32_t n = shown_text(v, id, &text);
         fwrite(text, 1, (size_t)n, stdout);
     }
 }

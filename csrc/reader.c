@@ -78,6 +78,13 @@ static void *allocate(int64_t count, size_t item, const char *purpose)
     return memory;
 }
 
+static inline float *allocate_zeros(int64_t count, const char *purpose)
+{
+    float *floats = allocate(count, sizeof(float), purpose);
+    memset(floats, 0, (size_t)count * sizeof(float));
+    return floats;
+}
+
 /* ---- files --------------------------------------------------------------------------------- */
 
 typedef struct {

@@ -7,7 +7,8 @@
  * The record goes to stdout, everything else to stderr; every refusal is one line and exit code 1.
  *
  * The parts, each readable by itself: gpt2.c computes, adamw.c learns, tokens.c brings batches,
- * gpt2_checkpoint.c and gpt2_vocabulary.c read the other two files. Here they are put together.
+ * gpt2_checkpoint.c and gpt2_vocabulary.c read the other two files, gpt2_random.c makes a model
+ * where there is none. Here they are put together.
  */
 #define PROGRAM "train_gpt2"
 #include "reader.c"
@@ -15,6 +16,7 @@
 #include "draw.c"
 #include "gpt2.c"
 #include "gpt2_checkpoint.c"
+#include "gpt2_random.c"
 #include "gpt2_vocabulary.c"
 #include "tokens.c"
 
@@ -39,19 +41,12 @@ typedef struct {
     uint64_t random;               /* state of the writer's generator */
 } trainer;
 
-static float *zeros(int64_t n, const char *purpose)
-{
-    float *floats = allocate(n, sizeof(float), purpose);
-    memset(floats, 0, (size_t)n * sizeof(float));
-    return floats;
-}
-
 static void make_room(trainer *t)
 {
     const gpt2_config *config = &t->model.config;
-    t->grad = zeros(t->model.n, "the gradient");
-    t->m = zeros(t->model.n, "the optimizer");
-    t->v = zeros(t->model.n, "the optimizer");
+    t->grad = allocate_zeros(t->model.n, "the gradient");
+    t->m = allocate_zeros(t->model.n, "the optimizer");
+    t->v = allocate_zeros(t->model.n, "the optimizer");
     gpt2_parameters_bind(&t->grads, config, t->grad);
     t->n_acts = gpt2_activation_floats(config, t->B, t->T);
     t->act = allocate(t->n_acts, sizeof(float), "a batch of activations (see -b, -t)");
@@ -181,7 +176,7 @@ NEVER_RETURNS static void usage(void)
 {
     fputs("usage: train_gpt2 [-e MODEL] [-z TOKENIZER] [-i TRAIN] [-j VAL] [-o OUTPUT]\n"
           "                  [-b B] [-t T] [-x STEPS] [-l LEARNING_RATE]\n"
-          "  -e  default gpt2_124M.bin\n"
+          "  -e  default gpt2_124M.bin; or d6, d12, d24 ...: a GPT-2 with so many layers, untrained\n"
           "  -z  default gpt2_tokenizer.bin\n"
           "  -i  shards to learn from, a pattern; default: tiny Shakespeare under dev/data, or\n"
           "      TinyStories if that is not there\n"
@@ -252,7 +247,8 @@ int main(int argc, char **argv)
     validation_shards = validation_shards != NULL ? validation_shards
                       : first_that_exists(SHAKESPEARE_VAL, STORIES_VAL);
 
-    t.model = read_gpt2_checkpoint(model);
+    gpt2_config shape;
+    t.model = find_shape(model, &shape) ? random_gpt2(&shape) : read_gpt2_checkpoint(model);
     const gpt2_config *config = &t.model.config;
     REFUSE_IF(t.T > config->max_seq_len,
               "%s: max_seq_len = %d (byte 8): must be at least T = %" PRId64 " (see -t)", model,

@@ -1,0 +1,395 @@
+"""csrc/train_gpt2.c against a second definition of all that it does, on small random files."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+
+import numpy as np
+import pytest
+
+from .gpt2_definition import Loader, Training, Twister
+from .gpt2_tiny import CONFIG, FIELDS, model_file, shard, shard_file, tokenizer_file
+from .oracle import pointer, same_bits
+from .program import CSRC, STRICT, WARNINGS, compile_c, run
+
+SEEDS = (0, 1, 42, 5489, 2**32 - 1)
+ROUNDED = 5e-7  # of a number printed with six decimals
+
+
+def twister(library, seed):
+    state = np.zeros(625, np.int32)
+    library.mersenne_seed(pointer(state), ctypes.c_uint32(seed))
+    return state
+
+
+def test_compiles_without_a_warning(build):
+    """The program is plain C99 and the strictest usual warnings have nothing to say about it."""
+    assert compile_c(build / "warned", *WARNINGS, "-O2", str(CSRC / "train_gpt2.c")) == ""
+
+
+# ---- mersenne.c -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_words_are_those_of_numpy(trainer_library, seed):
+    """Through three refills, the words after a seed are those of NumPy's MT19937."""
+    state = twister(trainer_library, seed)
+    got = [trainer_library.mersenne_u32(pointer(state)) for _ in range(2000)]
+    assert got == Twister(seed).words(2000).tolist()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_floats_are_the_low_bits_of_words(trainer_library, seed):
+    """A float is 24 bits of a word; 64 bits are two words, the first on top; a double is 53."""
+    state = twister(trainer_library, seed)
+    for one, high, low in Twister(seed).words(900).reshape(300, 3).tolist():
+        assert trainer_library.mersenne_f32(pointer(state)) == one % 2**24 / 2**24
+        assert trainer_library.mersenne_u64(pointer(state)) == high * 2**32 + low
+    state = twister(trainer_library, seed)
+    for high, low in Twister(seed).words(600).reshape(300, 2).tolist():
+        expected = (high * 2**32 + low) % 2**53 / 2**53
+        assert trainer_library.mersenne_f64(pointer(state)) == expected
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 10, 700])
+def test_shuffle_swaps_from_the_last_item_down(trainer_library, seed, n):
+    """As the definition; a second shuffle goes on from the first, and nothing else is drawn."""
+    state, random = twister(trainer_library, seed), Twister(seed)
+    got, expected = np.arange(n, dtype=np.int32), list(range(n))
+    for _ in range(2):
+        trainer_library.mersenne_shuffle(pointer(got), ctypes.c_int64(n), pointer(state))
+        random.shuffle(expected)
+        assert got.tolist() == expected
+    assert trainer_library.mersenne_u32(pointer(state)) == random.words(1)[0]
+
+
+def box_muller(radius_from, angle_from):
+    """Two normals from two uniforms, in float64, and their radius."""
+    radius = np.sqrt(-2 * np.log(radius_from + 1e-12))
+    angle = 2 * np.pi * angle_from
+    return radius * np.cos(angle), radius * np.sin(angle), radius
+
+
+def defined_normals(n, random):
+    """Standard normals in float64, and the radius of each: what its error is proportional to."""
+    z, r = np.zeros(n), np.zeros(n)
+    if n < 16:
+        for i in range(0, n, 2):
+            high, low = random.words(4).astype(object).reshape(2, 2).T
+            u1, u2 = ((high * 2**32 + low) % 2**53 / 2**53).astype(np.float32).astype(float)
+            *pair, radius = box_muller(1 - u2, u1)
+            z[i : i + 2], r[i : i + 2] = pair[: n - i], radius
+        return z, r
+    uniforms = (random.words(n) % 2**24).astype(float) / 2**24
+    blocks = [(i, uniforms[i : i + 16]) for i in range(0, n - 15, 16)]
+    if n % 16:
+        blocks.append((n - 16, (random.words(16) % 2**24).astype(float) / 2**24))
+    for i, u in blocks:
+        cosines, sines, radii = box_muller(1 - u[:8], u[8:])
+        z[i : i + 16], r[i : i + 16] = np.r_[cosines, sines], np.r_[radii, radii]
+    return z, r
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 14, 15, 16, 17, 31, 32, 33, 100])
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (1.5, 0.02)])
+def test_normals_are_those_of_box_and_muller(trainer_library, n, mean, std):
+    """Every normal is the float64 one, but for the rounding of a handful of float32 operations.
+
+    The angle, below 8, is rounded to 2^-22; logarithm, root, cosine and three products or sums
+    add half an ulp or one each, relative to the radius: below 16 * 2^-24 together.
+    """
+    for seed in SEEDS:
+        state, random = twister(trainer_library, seed), Twister(seed)
+        got = np.zeros(n, np.float32)
+        as_c = ctypes.c_float
+        trainer_library.mersenne_normals(
+            pointer(got), ctypes.c_int64(n), as_c(mean), as_c(std), pointer(state)
+        )
+        z, radius = defined_normals(n, random)
+        bound = 2.0**-20 * radius * std + 2.0**-23 * abs(mean) + 1e-7 * std
+        assert (np.abs(got - (z * float(np.float32(std)) + mean)) <= bound).all(), seed
+        assert trainer_library.mersenne_u32(pointer(state)) == random.words(1)[0]
+
+
+class Config(ctypes.Structure):
+    _fields_ = [(f, ctypes.c_int32) for f in FIELDS]
+
+
+def test_first_weights_are_drawn_matrix_by_matrix(trainer_library):
+    """Embeddings without padding, then four matrices a layer, two of them smaller; norms are 1."""
+    L, C = CONFIG.num_layers, CONFIG.channels
+    floats = np.zeros(CONFIG.parameters(), np.float32)
+    config = Config(*(getattr(CONFIG, f) for f in FIELDS))
+    trainer_library.shim_draw(ctypes.byref(config), pointer(floats))
+    params = Training(CONFIG, floats, None, None, 0).params
+    state = twister(trainer_library, 42)
+
+    def drawn(std, *shape):
+        out = np.zeros(shape, np.float32)
+        as_c = ctypes.c_float
+        trainer_library.mersenne_normals(
+            pointer(out), ctypes.c_int64(out.size), as_c(0), as_c(std), pointer(state)
+        )
+        return out
+
+    small = np.float32(0.02) * (np.float32(1) / np.sqrt(np.float32(2 * L)))
+    expected = {name: np.zeros(shape, np.float32) for name, shape in params.shapes.items()}
+    expected["wte"][: CONFIG.vocab_size] = drawn(0.02, CONFIG.vocab_size, C)
+    expected["wpe"][...] = drawn(0.02, CONFIG.max_seq_len, C)
+    for i in range(L):
+        expected["qkvw"][i] = drawn(0.02, 3 * C, C)
+        expected["attprojw"][i] = drawn(small, C, C)
+        expected["fcw"][i] = drawn(0.02, 4 * C, C)
+        expected["fcprojw"][i] = drawn(small, C, 4 * C)
+    for name in ("ln1w", "ln2w", "lnfw"):
+        expected[name][...] = 1
+    for name in expected:
+        assert same_bits(params[name], expected[name]), name
+
+
+# ---- tokens.c -------------------------------------------------------------------------------
+
+
+class CLoader:
+    """The loader of tokens.c, in the way of `Loader`."""
+
+    def __init__(self, library, pattern, B, T, rank=0, processes=1, shuffle=False):
+        self.library, self.tokens = library, np.zeros(B * T + 1, np.int32)
+        shape = np.array([B, T, rank, processes, shuffle], np.int64)
+        self.num_tokens = library.shim_open(str(pattern).encode(), pointer(shape))
+
+    def next(self):
+        position = np.zeros(4, np.int64)
+        self.library.shim_next(pointer(self.tokens), pointer(position))
+        return self.tokens.copy(), tuple(position.tolist())
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(("B", "T", "rank", "processes"), [(1, 3, 0, 1), (2, 4, 0, 1), (2, 4, 1, 2)])
+def test_batches_are_those_of_the_definition(
+    trainer_library, tmp_path, B, T, rank, processes, shuffle
+):
+    """Through several epochs, a reset and a leap, over shards of unequal length."""
+    lengths = (17, 33, 40, 18)  # just one sample for the largest stride, exactly two, and tails
+    draw = np.random.default_rng(7)
+    shards = [draw.integers(0, 65536, n) for n in lengths]
+    for i, tokens in enumerate(shards):
+        (tmp_path / f"s_{i}.bin").write_bytes(shard(tokens))
+    (tmp_path / "other.bin").write_bytes(b"")
+    shape = (B, T, rank, processes, shuffle)
+    got = CLoader(trainer_library, tmp_path / "s_*.bin", *shape)
+    expected = Loader(shards, *shape)
+    assert got.num_tokens == sum(lengths)
+
+    def same_for(n):
+        for _ in range(n):
+            (a, where), (b, there) = got.next(), expected.next()
+            assert where == there
+            assert a.tolist() == b.tolist()
+
+    same_for(60)
+    trainer_library.shim_reset()
+    expected.reset()
+    same_for(30)
+    if not shuffle:
+        trainer_library.shim_seek(ctypes.c_int64(2), ctypes.c_int64(1))
+        expected.begin(2)
+        expected.taken = 1
+        same_for(20)
+    trainer_library.shim_close()
+
+
+# ---- gpt2_vocabulary.c ----------------------------------------------------------------------
+
+
+def test_what_is_printed_of_a_token(trainer_library, tmp_path):
+    """Lone bytes only if printable or blank, longer texts as they are, both up to a NUL."""
+    lone = [bytes([b]) for b in range(256)]
+    longer = [b"ab", b"\xff\x01", b"\x00abc", b"a\x00bc", b"\x01\x00", b"ab\x00c", b"x" * 255]
+    path = tmp_path / "t.bin"
+    path.write_bytes(tokenizer_file([*lone, *longer], end_of_text=7))
+    assert trainer_library.shim_vocabulary_of(str(path).encode(), 256 + len(longer)) == 7
+    out = ctypes.create_string_buffer(300)
+    shown = []
+    for i in range(len(lone) + len(longer)):
+        n = trainer_library.shim_shown(i, out)
+        shown.append(out.raw[:n])
+    blank_or_printable = {9, 10, 11, 12, 13, *range(32, 127)}
+    assert shown[:256] == [s if s[0] in blank_or_printable else b"" for s in lone]
+    assert shown[256:] == [b"ab", b"\xff\x01", b"", b"a", b"", b"ab", b"x" * 255]
+
+
+# ---- the trainer ----------------------------------------------------------------------------
+
+STEP = r"step (\d+): train loss (\S+) \(took \d+\.\d{6} ms\)"
+B, T, LR = 2, 6, "1e-2"
+SHAPE_FLAGS = ["-b", B, "-t", T, "-l", LR]
+
+
+def train(program, folder, *flags):
+    files = ["-e", "m.bin", "-z", "none", "-i", "train.bin", "-j", "val.bin"]
+    arguments = [str(a) for a in (*files, *flags)]
+    return run(program, *arguments, cwd=folder)
+
+
+def losses_of(done):
+    """Validation and training losses of a record."""
+    text = done.stdout.decode()
+    validation = [float(x) for x in re.findall(r"^val loss (\S+)$", text, re.MULTILINE)]
+    return validation, [float(x) for _, x in re.findall(STEP, text)]
+
+
+def definition(folder, train_tokens=200, validation_tokens=60):
+    """The same model on the same batches."""
+    flat = np.frombuffer((folder / "m.bin").read_bytes()[1024:], "<f4").copy()
+    shards = {}
+    for name, n in (("train", train_tokens), ("val", validation_tokens)):
+        content = (folder / f"{name}.bin").read_bytes()
+        shards[name] = [np.frombuffer(content, "<u2", n, 1024).astype(np.int32)]
+    train_loader = Loader(shards["train"], B, T, shuffle=True)
+    return Training(CONFIG, flat, train_loader, Loader(shards["val"], B, T), float(LR))
+
+
+def test_record_has_the_lines_of_the_original(trainer, corpus):
+    """Every line, in order, with the numbers of the model and the data."""
+    done = train(trainer, corpus, *SHAPE_FLAGS)
+    assert done.returncode == 0, done.stderr
+    b, s, v = CONFIG.channels * B * T, CONFIG.num_layers, CONFIG.padded_vocab_size
+    pairs = CONFIG.num_heads * B * T * T
+    activations = s * (18 * b + 4 * B * T + 2 * pairs) + 2 * b + 2 * B * T + (2 * v + 1) * B * T
+    head = f"""[GPT-2]
+max_seq_len: 8
+vocab_size: 20
+padded_vocab_size: 32
+num_layers: 2
+num_heads: 2
+channels: 8
+num_parameters: {CONFIG.parameters()}
+train dataset num_batches: 16
+val dataset num_batches: 5
+num_activations: {activations}
+"""
+    loss = r"\d+\.\d{6}"
+    body = ""
+    for step in range(41):
+        body += f"val loss {loss}\n" if step % 10 == 0 else ""
+        body += r"generating:\n---\n(\d+ ){5}\n---\n" if step in (20, 40) else ""
+        body += rf"step {step}: train loss {loss} \(took \d+\.\d{{6}} ms\)\n"
+    assert re.fullmatch(re.escape(head) + body, done.stdout.decode()), done.stdout.decode()
+
+
+def test_losses_are_those_of_the_definition(trainer, corpus):
+    """41 updates and five validations agree with the NumPy model and AdamW.
+
+    5e-5 is ten times what other orders of summation and PyTorch were found to move such losses by;
+    see section 15 of the specification.
+    """
+    validation, training = losses_of(train(trainer, corpus, *SHAPE_FLAGS))
+    expected = definition(corpus)
+    for step in range(41):
+        if step % 10 == 0:
+            assert abs(validation[step // 10] - expected.validation_loss()) <= 5e-5 + ROUNDED, step
+        assert abs(training[step] - expected.train_loss()) <= 5e-5 + ROUNDED, step
+    assert len(validation) == 5
+    assert len(training) == 41
+
+
+def coins(n):
+    """The first floats of xorshift64* from 1337."""
+    state, found = 1337, []
+    for _ in range(n):
+        state ^= state >> 12
+        state = (state ^ state << 25) % 2**64
+        state ^= state >> 27
+        found.append((state * 0x2545F4914F6CDD1D % 2**64 >> 40) / 2**24)
+    return found
+
+
+@pytest.fixture
+def talker(corpus):
+    """Weights so large that every token tells on those after it."""
+    (corpus / "m.bin").write_bytes(model_file(std=1.0))
+    return corpus
+
+
+def test_texts_are_drawn_from_the_model(trainer, talker):
+    """Each id is the one in whose share of the probability its coin falls; the second text goes on
+    with the coins. Coins nearer to a border than rounding may move it go either way."""
+    done = train(trainer, talker, *SHAPE_FLAGS)
+    texts = re.findall(r"---\n([\d ]+)\n---\n", done.stdout.decode())
+    coin = iter(coins(2 * (T - 1)))
+    expected = definition(talker)
+    for step in range(41):
+        if step in (20, 40):
+            tokens = [CONFIG.vocab_size - 1]
+            for drawn in map(int, texts[step // 20 - 1].split()):
+                share = np.r_[0, np.cumsum(expected.likelihood(tokens))]
+                assert share[drawn] - 1e-4 <= next(coin) <= share[drawn + 1] + 1e-4
+                tokens.append(drawn)
+            assert len(tokens) == T
+        expected.train_loss()
+
+
+def test_text_is_printed_if_there_is_a_tokenizer(trainer, talker):
+    """The same ids as letters, beginning after the end-of-text that the file names."""
+    letters = [bytes([ord("a") + i]) for i in range(CONFIG.vocab_size)]
+    (talker / "t.bin").write_bytes(tokenizer_file(letters, CONFIG.vocab_size - 1))
+    numbers = train(trainer, talker, *SHAPE_FLAGS).stdout.decode()
+    text = train(trainer, talker, *SHAPE_FLAGS, "-z", "t.bin").stdout.decode()
+    ids = re.findall(r"---\n([\d ]+)\n---\n", numbers)
+    expected = ["".join(chr(ord("a") + int(i)) for i in line.split()) for line in ids]
+    assert re.findall(r"---\n(\w+)\n---\n", text) == expected
+    (talker / "t.bin").write_bytes(tokenizer_file(letters, 3))
+    other = train(trainer, talker, *SHAPE_FLAGS, "-z", "t.bin").stdout.decode()
+    assert re.findall(r"---\n(\w+)\n---\n", other) != expected
+
+
+def test_written_model_goes_on_where_it_stopped(trainer, corpus):
+    """The file of -o is a model file, and validates as the training did at that step."""
+    done = train(trainer, corpus, *SHAPE_FLAGS, "-x", 11)
+    assert train(trainer, corpus, *SHAPE_FLAGS, "-x", 10, "-o", "out.bin").returncode == 0
+    assert (corpus / "out.bin").read_bytes()[:1024] == model_file()[:1024]
+    assert sorted(p.name for p in corpus.glob("out*")) == ["out.bin"]
+    again = train(trainer, corpus, *SHAPE_FLAGS, "-x", 1, "-e", "out.bin")
+    assert losses_of(again)[0][0] == losses_of(done)[0][1]
+
+
+def test_one_batch_is_learned_by_heart(trainer, corpus):
+    """On a shard of a single sample the loss falls to a tenth."""
+    (corpus / "train.bin").write_bytes(shard_file(B * T + 1, seed=5))
+    _, training = losses_of(train(trainer, corpus, *SHAPE_FLAGS, "-x", 200))
+    assert training[-1] < training[0] / 10
+
+
+def test_threads_change_no_bit(trainer, corpus, build):
+    """The build with OpenMP, with one thread or three, writes the same model."""
+    try:
+        compile_c(build / "threads", *STRICT, "-fopenmp", str(CSRC / "train_gpt2.c"))
+    except AssertionError:
+        pytest.skip("this compiler has no OpenMP")
+    models = []
+    for program, threads in ((trainer, 1), (build / "threads", 1), (build / "threads", 3)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OMP_NUM_THREADS", str(threads))
+            train(program, corpus, *SHAPE_FLAGS, "-x", 5, "-o", "out.bin")
+        models.append((corpus / "out.bin").read_bytes())
+        (corpus / "out.bin").unlink()
+    assert models[0] == models[1] == models[2]
+
+
+def test_no_decay_and_no_step_at_rate_zero(trainer, corpus):
+    """With -l 0 the model stays, bit for bit."""
+    flags = [*SHAPE_FLAGS[:-1], "0", "-x", 3, "-o", "out.bin"]
+    assert train(trainer, corpus, *flags).returncode == 0
+    assert (corpus / "out.bin").read_bytes() == (corpus / "m.bin").read_bytes()
+
+
+def test_mean_of_first_batches_is_log_of_vocabulary_for_a_flat_model(trainer, corpus):
+    """All weights zero: every id has the same share, whatever the batch."""
+    (corpus / "m.bin").write_bytes(model_file(std=0.0))
+    validation, training = losses_of(train(trainer, corpus, *SHAPE_FLAGS, "-x", 1))
+    assert abs(validation[0] - math.log(20)) <= 1e-5
+    assert abs(training[0] - math.log(20)) <= 1e-5
