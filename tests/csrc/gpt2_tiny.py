@@ -22,10 +22,12 @@ def header(*numbers):
     return struct.pack(f"<{len(numbers)}i", *numbers).ljust(1024, b"\0")
 
 
-def model_file(config=CONFIG, seed=0, std=0.3):
+def model_file(config=CONFIG, seed=0, std=0.3, floats=None):
     """Random weights; those of the padding rows too, as nothing may depend on them."""
-    floats = np.random.default_rng(seed).normal(0, std, config.parameters()).astype("<f4")
-    return header(MODEL, 3, *(getattr(config, f) for f in FIELDS)) + floats.tobytes()
+    if floats is None:
+        floats = np.random.default_rng(seed).normal(0, std, config.parameters())
+    fields = (getattr(config, f) for f in FIELDS)
+    return header(MODEL, 3, *fields) + np.asarray(floats, "<f4").tobytes()
 
 
 def shard(tokens):
