@@ -171,12 +171,8 @@ class CLoader:
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize(
-    ("B", "T", "rank", "processes"), [(1, 3, 0, 1), (2, 4, 0, 1), (2, 4, 1, 2)]
-)
-def test_batches_are_those_of_the_definition(
-    trainer_library, tmp_path, B, T, rank, processes, shuffle
-):
+@pytest.mark.parametrize("place", [(1, 3, 0, 1), (2, 4, 0, 1), (2, 4, 1, 2)])
+def test_batches_are_those_of_the_definition(trainer_library, tmp_path, place, shuffle):
     """Through several epochs, a reset and a leap, over shards of unequal length."""
     lengths = (17, 33, 40, 18)  # just one sample for the largest stride, exactly two, and tails
     draw = np.random.default_rng(7)
@@ -184,7 +180,7 @@ def test_batches_are_those_of_the_definition(
     for i, tokens in enumerate(shards):
         (tmp_path / f"s_{i}.bin").write_bytes(shard(tokens))
     (tmp_path / "other.bin").write_bytes(b"")
-    shape = (B, T, rank, processes, shuffle)
+    shape = (*place, shuffle)  # B, T, rank, processes
     got = CLoader(trainer_library, tmp_path / "s_*.bin", *shape)
     expected = Loader(shards, *shape)
     assert got.num_tokens == sum(lengths)
