@@ -63,7 +63,7 @@ static const char *tensor_at(const gpt2_config *config, int64_t *i)
     return GPT2_TENSOR[tensor];
 }
 
-/* How many parameters follow the header: refused unless all of them are there. */
+/* How many parameters follow the header: refused unless all of them are there, and nothing else. */
 static int64_t count_parameters(const source *from, const gpt2_config *config)
 {
     const int64_t n = gpt2_parameter_floats(config);
@@ -77,10 +77,8 @@ static int64_t count_parameters(const source *from, const gpt2_config *config)
                "inside %s on): download incomplete?", from->path, from->size, need,
                need - from->size, tensor_at(config, &i));
     }
-    if (from->size > need) {
-        warn("%s: %" PRId64 " bytes after the last tensor are ignored", from->path,
-             from->size - need);
-    }
+    REFUSE_IF(from->size > need, "%s: %" PRId64 " bytes after the last tensor (which ends at byte %"
+              PRId64 "): not a file of this shape", from->path, from->size - need, need);
     return n;
 }
 

@@ -17,7 +17,7 @@ typedef struct {
     int32_t size, end_of_text;
 } gpt2_vocabulary;
 
-/* Where each token begins, refused unless all of it is there. */
+/* Where each token begins, refused unless all of it is there, and nothing behind the last. */
 static void find_tokens(gpt2_vocabulary *v, const source *from)
 {
     int64_t at = 0;
@@ -35,9 +35,8 @@ static void find_tokens(gpt2_vocabulary *v, const source *from)
         v->token[id] = v->bytes + at;
         at += 1 + length;
     }
-    if (at < size) {
-        warn("%s: %" PRId64 " bytes after the last token are ignored", from->path, size - at);
-    }
+    REFUSE_IF(at < size, "%s: %" PRId64 " bytes (byte %" PRId64 ") after the last of %d tokens",
+              from->path, size - at, HEADER_BYTES + at, v->size);
 }
 
 /* The tokens of a model with V of them. Without a file, numbers are printed instead, and the last

@@ -3,35 +3,19 @@
     python tools/fuzz_run.py --cases 500 --seed 1
 
 First a table of known lies, then random mutations of small valid checkpoints and vocabularies, with
-random flags. A good outcome is a clean run (exit code 0) or a refusal (exit code 1 and a line on
-stderr). A sanitizer report, a signal, a timeout or anything else is a failure: its files are
-kept, its command is printed, and the exit code is 1.
+random flags. `fuzzing.py` says which ends are good.
 """
 
-import argparse
-import os
 import random
-import shlex
-import shutil
 import struct
-import subprocess
 import sys
-import tempfile
-from collections import Counter
-from pathlib import Path
 
 import numpy as np
+from fuzzing import Fuzzer, mutate, options_of, put
 
-CSRC = Path(__file__).resolve().parent.parent / "csrc"
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
 FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
 MAGIC = 0x616B3432
 GROUP = 4
-BOUNDARY = (
-    0, 1, 2, 3, 4, 5, 7, 8, 16, 63, 64, 127, 255, 256, 269, 270, 271, 65535, 65536,
-    2**24, 2**28, 2**29, 2**30, 2**31 - 2, 2**31 - 1, -1, -2, -8, -270, -(2**31), -(2**31) + 1,
-)  # fmt: skip
-GOOD = ("clean run", "refusal")
 
 
 # ---- small valid files ----------------------------------------------------------------------
@@ -85,11 +69,6 @@ def vocabulary(V: int) -> bytes:
 
 
 # ---- the table of lies ----------------------------------------------------------------------
-
-
-def put(content: bytes, at: int, value: int) -> bytes:
-    """content with the int32 at a byte offset replaced."""
-    return content[:at] + struct.pack("<i", value) + content[at + 4 :]
 
 
 def lies(v0: bytes, v1: bytes, v2: bytes, tok: bytes) -> dict[str, tuple[bytes, bytes, bool]]:
@@ -156,31 +135,7 @@ def lies(v0: bytes, v1: bytes, v2: bytes, tok: bytes) -> dict[str, tuple[bytes, 
     return table
 
 
-# ---- mutations ------------------------------------------------------------------------------
-
-
-def mutate(content: bytes, rng: random.Random, header: int) -> bytes:
-    """One random change: flip, cut, extend, overwrite an int, or copy a stretch elsewhere."""
-    kind = rng.randrange(6)
-    data = bytearray(content)
-    if kind == 0:
-        for _ in range(rng.randint(1, 8)):
-            at = rng.randrange(len(data)) if data else 0
-            data[at : at + 1] = bytes([rng.randrange(256)])
-    elif kind == 1:
-        del data[rng.randint(0, len(data)) :]
-    elif kind == 2:
-        data += rng.randbytes(rng.randint(1, 300))
-    elif kind in (3, 4) and len(data) >= 4:
-        last = min(header, len(data)) - 4 if kind == 3 else len(data) - 4
-        at = rng.randint(0, max(last, 0))
-        at -= at % 4 if rng.random() < 0.8 else 0
-        data[at : at + 4] = struct.pack("<i", rng.choice(BOUNDARY))
-    elif data:
-        a, b = rng.randrange(len(data)), rng.randrange(len(data))
-        n = rng.randint(1, 64)
-        data[a : a + n] = data[b : b + n]
-    return bytes(data)
+# ---- flags ---------------------------------------------------------------------------------
 
 
 def context(model: bytes) -> int:
@@ -216,85 +171,15 @@ def random_flags(rng: random.Random, model: bytes) -> list[str | bytes]:
     return flags
 
 
-# ---- running --------------------------------------------------------------------------------
-
-
-def outcome(command: list[str | bytes], stdin: bytes, timeout: float) -> tuple[str, str]:
-    """What kind of end the command came to, and its stderr."""
-    environment = {
-        **os.environ,
-        "ASAN_OPTIONS": "allocator_may_return_null=1:exitcode=99",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-    }
-    try:
-        done = subprocess.run(
-            command, input=stdin, capture_output=True, timeout=timeout, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        return "timeout", ""
-    message = done.stderr.decode(errors="replace")
-    lines = message.splitlines()
-    refused = any(line.startswith(("run: error: ", "usage: ")) for line in lines)
-    # a refusal leaves its memory to exit(); a run that ends well must give all of it back
-    if refused and "ERROR: LeakSanitizer" in message:
-        kind = "refusal"
-    elif "Sanitizer: " in message or "runtime error: " in message:
-        kind = "sanitizer report"
-    elif done.returncode < 0:
-        kind = "signal"
-    elif done.returncode == 0:
-        kind = "clean run"
-    elif done.returncode == 1 and refused:
-        kind = "refusal"
-    else:
-        kind = "other"
-    return kind, message
-
-
 def main() -> int:
     """Build, run the table, run the mutations, report."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cases", type=int, default=500, help="mutated inputs (default 500)")
-    parser.add_argument("--seed", type=int, default=1, help="of the mutations (default 1)")
-    parser.add_argument("--timeout", type=float, default=20.0, help="seconds a run (default 20)")
-    parser.add_argument(
-        "--optimize", default="1", help="-O level (default 1; 0 also sees reads nobody uses)"
-    )
-    parser.add_argument("--flags", default="", help="more compiler flags, as one argument")
-    parser.add_argument("--cc", default="cc", help="compiler (default cc)")
-    options = parser.parse_args()
-    if shutil.which(options.cc) is None:
-        print(f"fuzz_run: error: no compiler named {options.cc}", file=sys.stderr)
-        return 1
-
-    folder = Path(tempfile.mkdtemp(prefix="fuzz_run_"))
-    program = folder / "run"
-    flags = [*SANITIZE, f"-O{options.optimize}", *shlex.split(options.flags)]
-    source = str(CSRC / "run.c")
-    subprocess.run([options.cc, *flags, source, "-lm", "-o", str(program)], check=True)
-    model_path, tok_path = folder / "m.bin", folder / "t.bin"
-    counts: Counter[str] = Counter()
-    failures = 0
+    options = options_of(__doc__ or "")
+    fuzzer = Fuzzer("run", options)
 
     def case(name: str, model: bytes, tok: bytes, flags: list[str | bytes], wanted: str) -> None:
-        """Run one input; keep it if it came to an end that is not good or not the wanted one."""
-        nonlocal failures
-        model_path.write_bytes(model)
-        tok_path.write_bytes(tok)
-        command = [str(program), str(model_path), "-z", str(tok_path), *flags]
-        kind, message = outcome(command, b"ab\nabc abc\n" * 3, options.timeout)
-        counts[kind] += 1
-        if kind in GOOD and wanted in ("", kind):
-            return
-        failures += 1
-        kept = folder / f"failure{failures}"
-        kept.mkdir()
-        for path in (model_path, tok_path):
-            shutil.copy(path, kept)
-        text = shlex.join(os.fsdecode(part) for part in command)
-        print(f"{name}: {kind}" + (f", expected a {wanted}" if kind in GOOD else ""))
-        print(f"  {text[:400]}\n  files in {kept}")
-        print("".join(f"  | {line}\n" for line in message.splitlines()[:12]))
+        arguments: list[str | bytes] = ["m.bin", "-z", "t.bin", *flags]
+        files = {"m.bin": model, "t.bin": tok}
+        fuzzer.case(name, files, arguments, wanted, stdin=b"ab\nabc abc\n" * 3)
 
     draw = np.random.default_rng(options.seed)
     shape = (8, 12, 2, 2, 1, 270, 16)
@@ -311,7 +196,6 @@ def main() -> int:
     for name, (model, pieces, refused) in lies(models[0], models[2], models[4], tok).items():
         wanted = "refusal" if refused else "clean run"
         case(name, model, pieces, ["-n", "5", "-s", "1", "-i", "abc"], wanted)
-    table = sum(counts.values())
 
     rng = random.Random(options.seed)
     for i in range(options.cases):
@@ -324,16 +208,7 @@ def main() -> int:
             if target in ("vocabulary", "both"):
                 pieces = mutate(pieces, rng, 64)
         case(f"mutation {i}", model, pieces, random_flags(rng, model), "")
-
-    ends = ("clean run", "refusal", "sanitizer report", "signal", "timeout", "other")
-    print(
-        f"{table} lies and {options.cases} mutations (seed {options.seed}): "
-        + ", ".join(f"{end}: {counts[end]}" for end in ends)
-        + f"; failures: {failures}"
-    )
-    if failures == 0:
-        shutil.rmtree(folder)
-    return 1 if failures else 0
+    return fuzzer.report()
 
 
 if __name__ == "__main__":

@@ -13,8 +13,16 @@ import pytest
 
 from . import program
 from .gpt2_tiny import (
-    CONFIG, MODEL, TOKENS, header, model_file, shard, shard_file, tokenizer_file, with_number,
-)  # fmt: skip
+    CONFIG,
+    MODEL,
+    TOKENS,
+    header,
+    model_file,
+    shard,
+    shard_file,
+    tokenizer_file,
+    with_number,
+)
 from .program import run
 
 FLAGS = ["-b", "2", "-t", "6", "-x", "2"]
@@ -82,6 +90,11 @@ BAD_MODELS = {
         with_number(GOOD_MODEL, 5, 3),
         ["channels = 8 (byte 24): must be a multiple of num_heads = 3"],
     ),
+    "3 one byte more": (
+        GOOD_MODEL + b"x",
+        [f"1 bytes after the last tensor (which ends at byte {len(GOOD_MODEL)})"],
+    ),
+    "3 a smaller shape": (with_number(GOOD_MODEL, 4, 1), ["after the last tensor", "this shape"]),
     "10 product past 2^32": (with_number(GOOD_MODEL, 7, 2**29), ["needs 1717", "inside wte"]),
     "10 product past 2^63": (
         header(MODEL, 3, *[2**31 - 1] * 6) + bytes(64),
@@ -108,16 +121,6 @@ def test_bad_models_are_refused(trainer, files, row):
     content, words = BAD_MODELS[row]
     (files / "m.bin").write_bytes(content)
     assert refused(train(trainer, files), "m.bin: ", *words)
-
-
-def test_bytes_after_the_last_tensor_get_one_warning(trainer, files):
-    """Row 3: they are said once and change nothing."""
-    plain = train(trainer, files, "-o", "a.bin")
-    (files / "m.bin").write_bytes(GOOD_MODEL + b"xyz")
-    more = train(trainer, files, "-o", "b.bin")
-    assert plain.returncode == more.returncode == 0
-    assert more.stderr.count(b"warning: m.bin: 3 bytes after the last tensor") == 1
-    assert (files / "a.bin").read_bytes() == (files / "b.bin").read_bytes()
 
 
 # ---- token shards ---------------------------------------------------------------------------
@@ -203,6 +206,7 @@ BAD_TOKENIZERS = {
         GOOD_TOKENIZER[:-3] + b"\xff" + GOOD_TOKENIZER[-2:],
         ["token 19 of 20: length = 255 (byte 1081): 2 bytes left"],
     ),
+    "20 bytes after the last": (GOOD_TOKENIZER + b"more", ["4 bytes (byte 1084) after the last"]),
     "23 too few": (
         tokenizer_file(TEXTS[:19], 3),
         ["tokens = 19 (byte 8): must be at least 20, the vocab_size of m.bin"],
@@ -223,13 +227,6 @@ def test_bad_tokenizers_are_refused(trainer, files, row):
     content, words = BAD_TOKENIZERS[row]
     (files / "t.bin").write_bytes(content)
     assert refused(train(trainer, files), "t.bin: ", *words)
-
-
-def test_bytes_after_the_last_token_get_one_warning(trainer, files):
-    (files / "t.bin").write_bytes(GOOD_TOKENIZER + b"more")
-    done = train(trainer, files)
-    assert done.returncode == 0
-    assert done.stderr.count(b"warning: t.bin: 4 bytes after the last token") == 1
 
 
 def test_version_1_of_a_tokenizer(trainer, files):
