@@ -390,10 +390,39 @@ def test_threads_change_no_bit(trainer, corpus, build):
     assert models[0] == models[1] == models[2]
 
 
-def test_no_decay_and_no_step_at_rate_zero(trainer, corpus):
-    """With -l 0 the model stays, bit for bit."""
-    flags = [*SHAPE_FLAGS[:-1], "0", "-x", 3, "-o", "out.bin"]
-    assert train(trainer, corpus, *flags).returncode == 0
+def test_gradient_is_that_of_the_mean_loss(trainer, corpus):
+    """AdamW hides the scale of a gradient unless it is near epsilon, as for an unlikely id here.
+
+    Of a parrot on one token, the loss has the gradient p_j * lnf in the row j of another token,
+    with p_j = e^-20 for one that is half like it and nothing for the rest, and lnf = +-5. The
+    layernorm's epsilon makes each number smaller by 5e-6, and so p_j larger by 1e-4 at most.
+    """
+    content, (token, rate) = parrot(), (5, 1e-2)
+    (corpus / "m.bin").write_bytes(content)
+    (corpus / "train.bin").write_bytes(shard([token] * 50))
+    assert (
+        train(trainer, corpus, *SHAPE_FLAGS, "-l", rate, "-x", 1, "-o", "out.bin").returncode == 0
+    )
+    old, new = (
+        Parameters(CONFIG.shapes(), np.frombuffer(c, "<f4", offset=1024)).wte.astype(float)
+        for c in (content, (corpus / "out.bin").read_bytes())
+    )
+    likeness = old[: CONFIG.vocab_size] @ old[token]
+    gradient = np.outer(np.exp(5 * (likeness - 8)), 5 * old[token])
+    step = rate * gradient / (np.abs(gradient) + 1e-8)
+    others = np.arange(CONFIG.vocab_size) != token
+    assert (likeness == 4).any()
+    change = new[: CONFIG.vocab_size] - old[: CONFIG.vocab_size]
+    assert (np.abs(change + step)[others] <= 1e-4 * rate + 2.0**-24).all()
+    assert (new[CONFIG.vocab_size :] == old[CONFIG.vocab_size :]).all()
+
+
+@pytest.mark.parametrize("flags", [["-l", 0, "-x", 3], ["-x", 0]])
+def test_model_stays_where_nothing_is_learned(trainer, corpus, flags):
+    """Bit for bit: at rate 0 there is no step and no decay, and -x 0 makes no update."""
+    done = train(trainer, corpus, *SHAPE_FLAGS, *flags, "-o", "out.bin")
+    assert done.returncode == 0
+    assert done.stdout.count(b"train loss") == flags[-1]
     assert (corpus / "out.bin").read_bytes() == (corpus / "m.bin").read_bytes()
 
 

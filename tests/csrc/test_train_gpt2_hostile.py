@@ -314,6 +314,23 @@ def test_without_flags_the_file_names_are_the_original_ones(trainer, tmp_path):
     assert b"warning: gpt2_tokenizer.bin: No such file" in done.stderr
 
 
+def test_untrained_models_have_names(trainer, files):
+    """d6 is a shape of GPT-2, which has 1024 positions; d7 is a file that is not there."""
+    assert refused(
+        train(trainer, files, "-e", "d6", "-t", "1025"), "d6: max_seq_len = 1024", "1025"
+    )
+    assert refused(train(trainer, files, "-e", "d7"), "d7: No such file")
+
+
+def test_batch_that_memory_cannot_hold_is_refused(trainer, files):
+    """Row 76: with how much it needs and which flags make it smaller."""
+    (files / "train.bin").write_bytes(shard_file(400_001))
+    flags = [part for pair in FILES.items() for part in pair]
+    limited = ["sh", "-c", 'ulimit -v 300000; exec "$@"', "sh"]
+    done = run(*limited, trainer, *flags, "-j", "train.bin", "-b", "50000", "-t", "8", cwd=files)
+    assert refused(done, "not enough memory: ", "(see -b, -t) needs ")
+
+
 def test_training_that_explodes_stops(trainer, files):
     """Row 75: a loss that is not finite ends it, with the step, and no model is written."""
     done = train(trainer, files, "-l", "1e30", "-x", "9", "-o", "out.bin")
