@@ -10,10 +10,9 @@ import re
 import numpy as np
 import pytest
 
-from .gpt2_tiny import FIELDS
 from .oracle import pointer, same_bits
 from .program import run
-from .test_train_gpt2 import CLoader, Config, twister
+from .trainer_parts import CLoader, first_weights, normals, twister
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +108,6 @@ def test_tokens_print_as_recorded(llmc, trainer_library):
 # ---- random numbers -------------------------------------------------------------------------
 
 
-def normals(library, state, n, mean=0.0, std=1.0):
-    got, as_c = np.zeros(n, np.float32), ctypes.c_float
-    library.mersenne_normals(pointer(got), ctypes.c_int64(n), as_c(mean), as_c(std), pointer(state))
-    return got
-
-
 def test_words_and_floats_are_the_recorded_ones(llmc, trainer_library):
     """MT19937 after each seed of the record, and the next word after some normals."""
     library = trainer_library
@@ -162,19 +155,10 @@ def test_normals_are_the_recorded_bits(llmc, trainer_library):
         assert same_bits(got, z[name]), name
 
 
-def drawn_hash(library, shape):
-    """SHA-256 of the first weights of a model."""
-    words = ("maxT", "V", "L", "NH", "C", "Vp")
-    config = Config(**dict(zip(FIELDS, (shape[w] for w in words), strict=True)))
-    C, L = shape["C"], shape["L"]
-    n = (shape["Vp"] + shape["maxT"]) * C + L * (12 * C * C + 13 * C) + 2 * C
-    floats = np.zeros(n, np.float32)
-    library.shim_draw(ctypes.byref(config), pointer(floats))
-    return hashlib.sha256(floats).hexdigest()
-
-
 @pytest.mark.parametrize("name", ["init_tiny", "d6"])
 def test_first_weights_are_the_recorded_ones(llmc, trainer_library, name):
     """Of a small shape and of the smallest one that has a name."""
     record = json.loads((llmc / "init/init.json").read_text())[name]
-    assert drawn_hash(trainer_library, record["config"]) == record["sha256_fp32"]
+    values = [record["config"][field] for field in ("maxT", "V", "L", "NH", "C", "Vp")]
+    floats = first_weights(trainer_library, values)
+    assert hashlib.sha256(floats).hexdigest() == record["sha256_fp32"]
