@@ -1,4 +1,4 @@
-/* gpt2_random.c - a model to begin with: one of the shapes of the GPT-2 family, weights at random. */
+/* gpt2_random.c - a model to begin with: a shape of the GPT-2 family, its weights at random. */
 #ifndef GPT2_RANDOM_C
 #define GPT2_RANDOM_C
 

@@ -79,6 +79,7 @@ static float validate(trainer *t)
 /* One update of every parameter; the mean loss before it. step = 0, 1, 2, ... */
 static float train_step(trainer *t, int64_t step)
 {
+    const float beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0.0f;
     const float dloss = 1.0f / (float)(t->B * t->T);
     loader_next(&t->train);
     const float loss = forward(t, &t->train);
@@ -87,7 +88,7 @@ static float train_step(trainer *t, int64_t step)
     gpt2_backward(&t->grads, &t->dacts, &t->acts, &t->model.config, &t->model.params,
                   t->train.tokens, t->train.tokens + 1, dloss, t->B, t->T);
     adamw_update(t->model.floats, t->grad, t->m, t->v, t->model.n, step + 1, t->learning_rate,
-                 0.9f, 0.999f, 1e-8f, 0.0f, 1.0f);
+                 beta1, beta2, eps, weight_decay, 1.0f);
     return loss;
 }
 
@@ -176,7 +177,7 @@ NEVER_RETURNS static void usage(void)
 {
     fputs("usage: train_gpt2 [-e MODEL] [-z TOKENIZER] [-i TRAIN] [-j VAL] [-o OUTPUT]\n"
           "                  [-b B] [-t T] [-x STEPS] [-l LEARNING_RATE]\n"
-          "  -e  default gpt2_124M.bin; or d6, d12, d24 ...: a GPT-2 with so many layers, untrained\n"
+          "  -e  default gpt2_124M.bin; d6, d12, d24 ...: a GPT-2 of so many layers, untrained\n"
           "  -z  default gpt2_tokenizer.bin\n"
           "  -i  shards to learn from, a pattern; default: tiny Shakespeare under dev/data, or\n"
           "      TinyStories if that is not there\n"

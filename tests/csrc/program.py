@@ -121,7 +121,7 @@ def limit_memory():
 def run(program, *arguments, stdin=b"", cwd=None):
     command = [os.fsencode(a) for a in (program, *arguments)]
     return subprocess.run(
-        command, input=stdin, capture_output=True, cwd=cwd, timeout=30, preexec_fn=limit_memory
+        command, input=stdin, capture_output=True, cwd=cwd, timeout=120, preexec_fn=limit_memory
     )
 
 

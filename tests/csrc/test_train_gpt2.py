@@ -10,6 +10,7 @@ import re
 import numpy as np
 import pytest
 
+from pyllm2.gpt2.config import GPT2Config
 from pyllm2.training.parameters import Parameters
 
 from .gpt2_definition import Loader, Training
@@ -273,6 +274,18 @@ def test_gradient_is_that_of_the_mean_loss(trainer, corpus):
     change = new[: CONFIG.vocab_size] - old[: CONFIG.vocab_size]
     assert (np.abs(change + step)[others] <= 1e-4 * rate + 2.0**-24).all()
     assert (new[CONFIG.vocab_size :] == old[CONFIG.vocab_size :]).all()
+
+
+def test_numbers_that_are_not_given_are_the_original_ones(trainer, corpus):
+    """Rows, tokens, updates and the rate: spelled out, they lead to the same model."""
+    config = GPT2Config(**{**CONFIG.__dict__, "max_seq_len": 64})
+    (corpus / "m.bin").write_bytes(model_file(config))
+    for name in ("train.bin", "val.bin"):
+        (corpus / name).write_bytes(shard_file(1000))
+    original = ["-b", 4, "-t", 64, "-x", 41, "-l", "0.0001"]
+    for flags, output in (([], "a.bin"), (original, "b.bin")):
+        assert train(trainer, corpus, *flags, "-o", output).returncode == 0
+    assert (corpus / "a.bin").read_bytes() == (corpus / "b.bin").read_bytes()
 
 
 @pytest.mark.parametrize("flags", [["-l", 0, "-x", 3], ["-x", 0]])

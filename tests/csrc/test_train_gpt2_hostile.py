@@ -11,6 +11,8 @@ import struct
 import numpy as np
 import pytest
 
+from pyllm2.gpt2.config import GPT2Config
+
 from . import program
 from .gpt2_tiny import (
     CONFIG,
@@ -109,7 +111,7 @@ BAD_MODELS = {
     "18 LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", ["Git LFS"]),
     "18 pickle": (b"\x80\x04\x95" + bytes(1040), ["pickle"]),
     "T beyond the positions": (
-        model_file(type(CONFIG)(**{**CONFIG.__dict__, "max_seq_len": 5})),
+        model_file(GPT2Config(**{**CONFIG.__dict__, "max_seq_len": 5})),
         ["max_seq_len = 5 (byte 8): must be at least T = 6 (see -t)"],
     ),
 }
@@ -233,7 +235,7 @@ def test_version_1_of_a_tokenizer(trainer, files):
     """It has no end-of-text of its own: the one of GPT-2, so a smaller model cannot use it."""
     (files / "t.bin").write_bytes(tokenizer_file([b"x"] * 50257, 0, version=1))
     assert refused(train(trainer, files), "end_of_text = 50256 (byte 12): must be from 0 to 19")
-    config = type(CONFIG)(**{**CONFIG.__dict__, "vocab_size": 50257, "padded_vocab_size": 50257})
+    config = GPT2Config(**{**CONFIG.__dict__, "vocab_size": 50257, "padded_vocab_size": 50257})
     (files / "m.bin").write_bytes(model_file(config))
     assert train(trainer, files).returncode == 0
 
@@ -295,7 +297,7 @@ def test_unknown_flags_get_the_usage(trainer, files, flags):
 def test_without_flags_the_file_names_are_the_original_ones(trainer, tmp_path):
     """The first file that lacks is named; shards are looked for in two places."""
     assert refused(run(trainer, cwd=tmp_path), "gpt2_124M.bin: No such file")
-    config = type(CONFIG)(**{**CONFIG.__dict__, "max_seq_len": 64})
+    config = GPT2Config(**{**CONFIG.__dict__, "max_seq_len": 64})
     (tmp_path / "gpt2_124M.bin").write_bytes(model_file(config))
     stories = "dev/data/tinystories/TinyStories"
     shakespeare = "dev/data/tinyshakespeare/tiny_shakespeare"
