@@ -1,0 +1,76 @@
+"""`pyllm2 data prepare` and `pyllm2 eval hellaswag`."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyllm2.training.loader import DataLoader
+
+from ..hostile.llmc_files import EVAL, EVALUATION, GPT2
+from .program import as_process, in_process
+
+
+def test_a_text_becomes_shards(tmp_path: Path) -> None:
+    """What was made is said on stderr; the loader reads it."""
+    (tmp_path / "x.txt").write_bytes(b"abc\n\ndef\n\n")
+    (tmp_path / "y.txt").write_bytes(b"gh")
+    argv = ("data", "prepare", "x.txt", "y.txt", "--tokenizer", "bytes", "--out", "d",
+            "--val-tokens", "4", "--shard-tokens", "6")  # fmt: skip
+    outcome = in_process(argv, tmp_path)
+    assert outcome.out == b""
+    assert outcome.err.decode() == (
+        "pyllm2: d: val.bin, train_000000.bin, train_000001.bin, tokenizer.bin: "
+        "4 documents, 12 tokens to train on, 4 to validate\n"
+    )
+    loader = DataLoader(tmp_path / "d/train*.bin", 1, 5, vocab_size=257)
+    inputs = [loader.next_batch()[0].ravel().tolist() for _ in range(2)]
+    assert inputs == [[10, 10, 256, *b"de"], [10, 10, 256, 256, *b"g"]]
+
+
+def test_the_bar_needs_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without tqdm nothing is drawn, and the files are the same."""
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    (tmp_path / "x.txt").write_bytes(b"abc")
+    argv = ("data", "prepare", "x.txt", "--tokenizer", "bytes", "--out", "d", "--val-tokens", "0")
+    assert in_process(argv, tmp_path).code == 0
+    assert (tmp_path / "d/train.bin").stat().st_size == 1024 + 2 * 4
+
+
+def test_a_rank_file_may_be_named(tmp_path: Path) -> None:
+    """By a process of its own, with tiktoken's words."""
+    pytest.importorskip("tiktoken")
+    pieces = [*(bytes([byte]) for byte in range(256)), b" c"]
+    lines = [base64.b64encode(p) + b" %d\n" % i for i, p in enumerate(pieces)]
+    (tmp_path / "ranks").write_bytes(b"".join(lines))
+    (tmp_path / "x.txt").write_bytes(b"ab c")
+    argv = ("data", "prepare", "x.txt", "--tokenizer", "ranks", "--out", "d", "--val-tokens", "0")
+    assert as_process(argv, tmp_path).code == 0
+    x, y = DataLoader(tmp_path / "d/train.bin", 1, 3).next_batch()
+    assert (x.tolist(), y.tolist()) == ([[257, 97, 98]], [[97, 98, 256]])
+
+
+def test_the_metric_does_not_depend_on_the_batch(tmp_path: Path) -> None:
+    """One line on stdout, the same for any number of examples at a time."""
+    (tmp_path / "g.bin").write_bytes(GPT2)
+    (tmp_path / "e.bin").write_bytes(EVALUATION)
+    outcomes = [in_process((*EVAL, "--batch", n), tmp_path) for n in ("1", "2", "5")]
+    assert outcomes[0].code == 0
+    assert outcomes[0].out.startswith(b"HellaSwag: ")
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+def test_the_recorded_model_scores_what_is_recorded(shared: Path, tmp_path: Path) -> None:
+    """3 of 11, by mean loss."""
+    folder = shared / "golden/llmc"
+    recorded = json.loads((folder / "evalloader/model_eval.json").read_text())
+    argv = ("eval", "hellaswag", str(folder / "models/tiny/model.bin"), "--data",
+            str(folder / "evalloader/eval_small.bin"), "--backend", "numpy")  # fmt: skip
+    outcome = in_process(argv, tmp_path)
+    n, right = recorded["num_examples"], recorded["correct_mean"]
+    assert outcome.out.decode() == f"HellaSwag: {right}/{n} = {right / n:f}\n"
+    assert outcome.err == b"pyllm2: batch 10 of 11\n"
