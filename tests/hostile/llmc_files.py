@@ -145,9 +145,9 @@ def _evaluation_files() -> list[Case]:
     at = f"example 0 of 2 (byte {first})"
     numbers = [  # byte of the first example, value, what is said
         (0, 7, "start = 7: expected 65535"),
-        (2, 39, "size = 39: 74 bytes are left"),
-        (2, 10, "size = 10: 74 bytes are left"),
-        (2, 80, "size = 80: 74 bytes are left"),
+        (2, 39, "size = 39: 76 bytes are left"),
+        (2, 10, "size = 10: 76 bytes are left"),
+        (2, 80, "size = 80: 76 bytes are left"),
         (4, 1, "index = 1: expected 0"),
         (6, 4, "label = 4: expected 0 to 3"),
         (8, 3, "completions = 3: expected 4"),
@@ -179,7 +179,7 @@ def _evaluation_files() -> list[Case]:
         of_examples(31, "trailing", EVALUATION + b"\0\0",
                     f"2 bytes (byte {len(EVALUATION)}) after the last of 2 examples"),
         of_examples(31, "cut", EVALUATION[:-2],
-                    f"example 1 of 2 (byte {second}): size = 34: 32 bytes are left"),
+                    f"example 1 of 2 (byte {second}): size = 36: 34 bytes are left"),
         of_examples(31, "no-context", written(lambda path: write_examples(path, [no_ids])),
                     f"{at.replace('of 2', 'of 1')}: part 0 has no ids"),
         of_examples(32, "token", written(lambda p: write_examples(

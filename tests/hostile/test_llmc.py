@@ -1,4 +1,4 @@
-"""llm.c's files, damaged: rows 31 to 33 for shards, and whatever chance finds."""
+"""llm.c's files: the table of bad ones, run as a user would meet it, and what chance finds."""
 
 from __future__ import annotations
 
@@ -10,10 +10,20 @@ from hypothesis import given, settings
 from pyllm2.errors import FileError, PyLLM2Error
 from pyllm2.training.loader import DataLoader
 
-from ..cli.program import Outcome, in_process
+from ..cli.program import Outcome, as_process, in_process, without_asserts
 from ..cli.tiny import lay_out
-from .case import entries
-from .llmc_files import EVAL, EVALUATION, GOOD, GPT2, PREPARE, SHARD, SHARDS, VOCABULARY
+from .case import Case, entries
+from .llmc_files import (
+    EVAL,
+    EVALUATION,
+    GOOD,
+    GPT2,
+    LLMC_FILES,
+    PREPARE,
+    SHARD,
+    SHARDS,
+    VOCABULARY,
+)
 from .mutations import damaged
 
 MANY = settings(max_examples=max(60, settings().max_examples))
@@ -26,6 +36,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("llmc")
     lay_out(path, GOOD)
     return path
+
+
+@pytest.mark.parametrize("case", LLMC_FILES, ids=str)
+def test_a_bad_input_is_refused_in_one_line(case: Case, tmp_path: Path) -> None:
+    """Exit code, one line that names the fault, nothing on stdout, nothing left behind."""
+    case.prepare(tmp_path)
+    before = entries(tmp_path)
+    case.check(in_process(case.argv, tmp_path))
+    assert entries(tmp_path) == before
+
+
+@pytest.mark.parametrize("case", LLMC_FILES[::12], ids=str)
+def test_a_process_refuses_it_too(case: Case, tmp_path: Path) -> None:
+    """With little memory, and nobody to catch a signal."""
+    case.prepare(tmp_path)
+    case.check(as_process(case.argv, tmp_path))
+
+
+def test_every_row_is_refused_without_asserts(tmp_path: Path) -> None:
+    """Row 68: `python -O` changes nothing, for no validation is an assert."""
+    jobs = []
+    for i, case in enumerate(LLMC_FILES):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        case.prepare(folder)
+        jobs.append((folder, case.argv))
+    for case, outcome in zip(LLMC_FILES, without_asserts(jobs), strict=True):
+        case.check(outcome)
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,13 @@ import pytest
 
 from ..cli.program import as_process, in_process, without_asserts
 from .case import RUN, Case, entries
-from .llmc_files import LLMC_FILES
 from .model_files import MODEL_FILES
 from .other_files import OTHER_FILES
 from .requests import REQUESTS
 from .tokenizer_files import TOKENIZER_FILES
 from .weights import NOT_FINITE
 
-TABLE = [*MODEL_FILES, *NOT_FINITE, *OTHER_FILES, *TOKENIZER_FILES, *REQUESTS, *LLMC_FILES]
+TABLE = [*MODEL_FILES, *NOT_FINITE, *OTHER_FILES, *TOKENIZER_FILES, *REQUESTS]
 
 
 @pytest.mark.parametrize("case", TABLE, ids=str)
