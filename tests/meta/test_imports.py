@@ -15,6 +15,7 @@ STDLIB = sys.stdlib_module_names
 
 PARAMETERS = "pyllm2.training.parameters"
 GPT2_CONFIG = "pyllm2.gpt2.config"
+NUMBA = ["numpy*", "numba*", "pyllm2.numba_build"]
 
 # module pattern -> what it may import besides the standard library. The first match counts.
 RULES = [
@@ -35,7 +36,9 @@ RULES = [
     ("pyllm2.training.prepare", ["numpy*", "pyllm2.errors", "pyllm2.formats*"]),
     ("pyllm2.training.evaluation", ["numpy*", "pyllm2.errors", "pyllm2.formats*"]),
     ("pyllm2.training.loader", ["numpy*", "pyllm2.errors", "pyllm2.formats*", "pyllm2.mersenne"]),
-    ("pyllm2.*.engine_numba", ["numpy*", "numba*", "pyllm2.*.*_numba", "pyllm2.*.quantized"]),
+    ("pyllm2.numba_build", ["numba*"]),
+    ("pyllm2.*.engine_numba", [*NUMBA, "pyllm2.*.*_numba", "pyllm2.*.quantized"]),
+    ("pyllm2.*.ops_numba", NUMBA),
     ("pyllm2.*.step_numba", ["numpy*", "numba*", "llvmlite*", "pyllm2.*.vectors*_numba"]),
     ("pyllm2.*.vectors_q8_numba", ["numpy*", "numba*", "llvmlite*", "pyllm2.*.vectors_numba"]),
     ("pyllm2.*.*_numba", ["numpy*", "numba*", "llvmlite*"]),
