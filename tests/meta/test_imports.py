@@ -36,7 +36,6 @@ RULES = [
     ("pyllm2.training.prepare", ["numpy*", "pyllm2.errors", "pyllm2.formats*"]),
     ("pyllm2.training.evaluation", ["numpy*", "pyllm2.errors", "pyllm2.formats*"]),
     ("pyllm2.training.loader", ["numpy*", "pyllm2.errors", "pyllm2.formats*", "pyllm2.mersenne"]),
-    ("pyllm2.numba_build", ["numba*"]),
     ("pyllm2.numba_build", ["numpy*", "numba*"]),
     ("pyllm2.*.engine_numba", [*NUMBA, "pyllm2.*.*_numba", "pyllm2.*.quantized"]),
     ("pyllm2.*.ops_numba", NUMBA),
