@@ -23,10 +23,27 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-def temperature(text: str) -> float:
+def at_least_zero(text: str) -> float:
     value = _number(text)
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number ≥ 0")
+    return value
+
+
+temperature = at_least_zero
+
+
+def fraction(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to 1")
+    return value
+
+
+def beta(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 0 ≤ β < 1")
     return value
 
 
@@ -38,9 +55,19 @@ def top_p(text: str) -> float:
 
 
 def seed(text: str) -> int:
+    return _seed(text, 64)
+
+
+def seed32(text: str) -> int:
+    return _seed(text, 32)
+
+
+def _seed(text: str, bits: int) -> int:
     value = _whole(text)
-    if not 0 <= value < 2**64:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 0 to 2^64 - 1")
+    if not 0 <= value < 2**bits:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a whole number from 0 to 2^{bits} - 1"
+        )
     return value
 
 
@@ -175,6 +202,7 @@ def parser_of() -> Parser:
 
     from pyllm2.cli import training_arguments  # which imports this module
 
+    training_arguments.add_train(command("train", "train a model from token shards"))
     training_arguments.add_data(command("data", "make token shards to train on"))
     training_arguments.add_eval(command("eval", "see how well a model does on a set of questions"))
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 import argparse
 
 from pyllm2 import backends
-from pyllm2.cli.arguments import Parser, count, positive
+from pyllm2.cli.arguments import (
+    Parser,
+    at_least_zero,
+    beta,
+    count,
+    fraction,
+    positive,
+    seed32,
+)
+
+SCHEDULES = ("constant", "linear", "cosine", "wsd")
+DECAY_RULES = ("matrices", "all")
 
 
 def add_data(command: argparse.ArgumentParser) -> None:
@@ -51,3 +62,96 @@ def _action(command: argparse.ArgumentParser, name: str, summary: str) -> argpar
     return actions.add_parser(
         name, help=summary, description=summary[0].upper() + summary[1:] + "."
     )
+
+
+def add_train(train: argparse.ArgumentParser) -> None:
+    """`pyllm2 train gpt2`, and what other kinds of models there will be."""
+    models = train.add_subparsers(
+        dest="family", metavar="MODEL", required=True, parser_class=Parser
+    )
+    gpt2 = models.add_parser(
+        "gpt2",
+        help="GPT-2, as llm.c trains it",
+        description="Train a GPT-2 from token shards, with llm.c's optimizer and schedules.",
+        usage="pyllm2 train gpt2 --init MODEL --train GLOB --val GLOB --out FOLDER [flags]",
+    )
+    gpt2.add_argument(
+        "--init", required=True, metavar="MODEL",
+        help="checkpoint of llm.c, or new: d12, layers=4,heads=4,channels=128[,context=,vocab=]",
+    )  # fmt: skip
+    add_training(gpt2)
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """What every kind of model is trained with."""
+    add = parser.add_argument
+    add("--train", required=True, metavar="GLOB", help="token shards to learn from")
+    add("--val", required=True, metavar="GLOB", help="token shards to be tried on")
+    add("--out", required=True, metavar="FOLDER", help="log, checkpoints, and at last model.bin")
+    add("--tokenizer", metavar="FILE", help="to show samples as text: a file, gpt2, or bytes")
+    _add_recipe(parser)
+    _add_plan(parser)
+    add("--resume", action="store_true", help="go on from the newest checkpoint in --out")
+    add("--force", action="store_true", help="resume even with another backend or thread count")
+    add(
+        "--backend", choices=backends.NAMES, metavar="NAME",
+        help=f"{', '.join(backends.NAMES)}; by default the best",
+    )  # fmt: skip
+    add("--threads", type=positive, metavar="N", help="by default all processors")
+    add("--plot", metavar="FILE", help="draw the loss here (by default FOLDER/loss.png)")
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    """What determines the numbers."""
+
+    def number(flag: str, kind: object, default: object, metavar: str, text: str) -> None:
+        parser.add_argument(
+            flag, type=kind, default=default, metavar=metavar,  # type: ignore[arg-type]
+            help=f"{text}, default %(default)s",
+        )  # fmt: skip
+
+    number("--batch", positive, 4, "N", "rows of a forward")
+    number("--context", positive, 64, "N", "tokens of a row")
+    parser.add_argument(
+        "--total-batch",
+        type=positive,
+        metavar="N",
+        help="tokens of an update; by default one batch",
+    )
+    parser.add_argument("--steps", type=positive, metavar="N", help="updates; by default one epoch")
+    number("--learning-rate", at_least_zero, 3e-4, "X", "at its highest")
+    number("--warmup", count, 0, "N", "updates until then")
+    parser.add_argument(
+        "--schedule", choices=SCHEDULES, default="cosine", metavar="NAME",
+        help=f"{', '.join(SCHEDULES)}; default %(default)s",
+    )  # fmt: skip
+    number("--final-fraction", fraction, 0.0, "X", "of the learning rate, at the end")
+    number("--weight-decay", at_least_zero, 0.0, "X", "a step, times the learning rate")
+    parser.add_argument(
+        "--decay", choices=DECAY_RULES, default="matrices", metavar="WHAT",
+        help="matrices (as on a GPU) or all (as on the CPU); default %(default)s",
+    )  # fmt: skip
+    number("--beta1", beta, 0.9, "X", "memory of the gradient")
+    number("--beta2", beta, 0.95, "X", "memory of its square")
+    number("--clip", at_least_zero, 1.0, "X", "longest gradient; 0: any")
+    number("--skip-loss-z", at_least_zero, 0.0, "Z", "skip updates of a loss so far out; 0: none")
+    number("--skip-norm-z", at_least_zero, 0.0, "Z", "likewise of a gradient; 0: none")
+    number("--seed", seed32, 42, "N", "of data order and new weights")
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    """What happens besides."""
+    for flag, default, text in (
+        ("--val-every", 20, "validate every N updates; 0: at the end"),
+        ("--val-batches", 20, "on so many batches; 0: all"),
+        ("--sample-every", 0, "write a text every N updates; 0: never"),
+        ("--sample-tokens", 64, "of so many tokens"),
+        ("--save-every", 0, "checkpoint every N updates; 0: at the end"),
+    ):
+        parser.add_argument(
+            flag, type=count, default=default, metavar="N", help=f"{text}, default %(default)s"
+        )
+    parser.add_argument(
+        "--keep", type=positive, default=2, metavar="N",
+        help="newest checkpoints that stay, default %(default)s",
+    )  # fmt: skip

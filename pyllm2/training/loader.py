@@ -22,7 +22,7 @@ from pyllm2.mersenne import N_WORDS, MersenneTwister
 
 Tokens = NDArray[np.int32]
 
-SHUFFLING_SEED = 42  # plus the rank
+SHUFFLING_SEED = 42
 DIGEST_BLOCK, DIGEST_BLOCKS = 2**16, 1024
 
 
@@ -32,6 +32,7 @@ class DataLoader:
     B, T: rows and positions of a batch   rank, processes: whose slice of each sample this is
     shuffle: draw the order of shards, and of the samples in each, anew every epoch
     vocab_size: every id must be below it (None: nothing is known)
+    seed: of the shuffling; the rank is added to it
 
     Raises FileError if no file matches, FormatError for a shard that is damaged, too short for
     one sample, or holds an id outside the vocabulary: all of them are looked through here.
@@ -39,7 +40,7 @@ class DataLoader:
 
     def __init__(
         self, pattern: str | os.PathLike[str], B: int, T: int, rank: int = 0, processes: int = 1,
-        shuffle: bool = False, vocab_size: int | None = None,
+        shuffle: bool = False, vocab_size: int | None = None, seed: int = SHUFFLING_SEED,
     ) -> None:  # fmt: skip
         if B < 1 or T < 1 or not 0 <= rank < processes:
             raise UsageError(f"B={B} T={T} rank={rank} processes={processes}: no such batch")
@@ -50,7 +51,7 @@ class DataLoader:
             self._check_length(shard)
         self.num_tokens = sum(shard.count for shard in self.shards)
         self.num_batches = sum(map(self._samples_of, self.shards))
-        self._rng = MersenneTwister(SHUFFLING_SEED + rank) if shuffle else None
+        self._rng = MersenneTwister((seed + rank) % 2**32) if shuffle else None
         self._shard_order = np.arange(len(self.shards), dtype=np.int32)
         self.reset()
 

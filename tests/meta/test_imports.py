@@ -14,6 +14,8 @@ PACKAGE = Path(__file__).parents[2] / "pyllm2"
 STDLIB = sys.stdlib_module_names
 
 PARAMETERS = "pyllm2.training.parameters"
+LIBRARY = "safetensors"
+LOG, OUTLIER = "pyllm2.training.log", "pyllm2.training.outlier"
 GPT2_CONFIG = "pyllm2.gpt2.config"
 NUMBA = ["numpy*", "numba*", "pyllm2.numba_build"]
 
@@ -23,10 +25,23 @@ RULES = [
     ("pyllm2.errors", []),
     ("pyllm2.rng", []),
     ("pyllm2.memory", ["pyllm2.errors"]),
+    ("pyllm2.formats.safetensors_file", ["pyllm2.errors", "pyllm2.formats*", "numpy*", LIBRARY]),
     ("pyllm2.formats*", ["pyllm2.errors", "pyllm2.formats*", "numpy*", "sentencepiece"]),
     ("pyllm2.*.config", ["pyllm2.errors"]),
     ("pyllm2.*.ops", ["numpy*"]),
     ("pyllm2.*.ops_backward", ["numpy*"]),
+    ("pyllm2.training.schedule", ["numpy*", "pyllm2.errors"]),
+    ("pyllm2.training.outlier", ["numpy*"]),
+    ("pyllm2.training.log", ["pyllm2.errors"]),
+    ("pyllm2.training.report", []),
+    ("pyllm2.training.signals", []),
+    ("pyllm2.training.recipe", ["pyllm2.errors", "pyllm2.training.schedule"]),
+    ("pyllm2.training.plot", ["matplotlib*", "pyllm2.errors", "pyllm2.formats.writer", LOG]),
+    ("pyllm2.training.sample", ["numpy*", "pyllm2.sampling"]),
+    ("pyllm2.training.checkpoint", ["numpy*", "pyllm2.errors", "pyllm2.formats*", OUTLIER]),
+    ("pyllm2.training.folder", ["filelock", "pyllm2.errors", "pyllm2.training*"]),
+    ("pyllm2.training.trainer", ["numpy*", "pyllm2.errors", "pyllm2.training*"]),
+    ("pyllm2.gpt2.activations", [GPT2_CONFIG]),
     ("pyllm2.training.parameters", ["numpy*"]),
     ("pyllm2.mersenne", ["numpy*", "pyllm2.errors"]),
     (

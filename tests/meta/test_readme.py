@@ -58,7 +58,7 @@ def test_its_first_two_commands_are_what_ci_runs() -> None:
     assert "pytest" in second
 
 
-@pytest.mark.parametrize("command", ["run", "generate", "chat", "tokenize"])
+@pytest.mark.parametrize("command", ["run", "generate", "chat", "tokenize", "train"])
 def test_every_command_is_in_the_readme(command: str) -> None:
     """And the other way round: what the README names exists."""
     assert f"`pyllm2 {command}" in README

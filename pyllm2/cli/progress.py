@@ -1,0 +1,115 @@
+"""A training run on the screen: a bar on a terminal, plain lines elsewhere; samples to stdout."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+from pyllm2.cli.common import say
+from pyllm2.cli.output import Output
+from pyllm2.errors import PyLLM2Error
+from pyllm2.training.recipe import Recipe
+from pyllm2.training.report import Report, Update
+
+
+class Progress(Report):
+    """Everything about progress goes to stderr, only samples to stdout.
+
+    tokenizer: has `decode`; None: samples are shown as ids
+    """
+
+    def __init__(self, recipe: Recipe, tokenizer: Any) -> None:
+        self.steps, self.tokens_per_step = recipe.steps, recipe.total_batch
+        self.tokenizer = tokenizer
+        self.last_loss: float | None = None
+        self.last_validation: float | None = None
+        self.bar: Any = None
+        self.start = 0
+        self.began = self.last = time.perf_counter()
+
+    def begin(self, step: int) -> None:
+        self.start = step
+        self.began = self.last = time.perf_counter()
+        self.bar = _bar(step, self.steps)
+
+    def update(self, update: Update) -> None:
+        now = time.perf_counter()
+        rate = self.tokens_per_step / max(now - self.last, 1e-9)
+        self.last, self.last_loss = now, update.loss
+        figures = f"loss {update.loss:.6f} | norm {update.norm:.4f} | lr {update.rate:.2e}"
+        if update.skipped:
+            figures += f" | skipped ({update.z_loss:+.2f}z, {update.z_norm:+.2f}z)"
+        if self.bar is None:
+            say(f"step {update.done:4d}/{self.steps} | {figures} | {rate:,.0f} tokens/s")
+        else:
+            self.bar.set_postfix_str(f"{figures} | {rate:,.0f} tokens/s", refresh=False)
+            self.bar.update()
+
+    def validation(self, step: int, loss: float) -> None:
+        self.last_validation = loss
+        self._line(f"step {step:4d}/{self.steps} | validation loss {loss:.6f}")
+        self.last = time.perf_counter()
+
+    def sample(self, step: int, tokens: list[int]) -> None:
+        """The text on stdout; a reader who has gone away does not end the training."""
+        self._line(f"sample after {step} steps:")
+        if self.tokenizer is None:
+            text = " ".join(map(str, tokens)).encode()
+        else:
+            text = self.tokenizer.decode(tokens)
+        with suppress(BrokenPipeError, PyLLM2Error):
+            Output().write(text + b"\n", end=True)
+        self.last = time.perf_counter()
+
+    def saved(self, step: int, path: str) -> None:
+        self._line(f"saved {path}")
+        self.last = time.perf_counter()
+
+    def summary(self, step: int) -> str:
+        """One line about the whole."""
+        seconds = time.perf_counter() - self.began
+        parts = [f"{step - self.start} steps in {seconds:.1f} s"]
+        if step > self.start:
+            rate = (step - self.start) * self.tokens_per_step / seconds
+            parts.append(f"{rate:,.0f} tokens/s with everything")
+        if self.last_loss is not None:
+            parts.append(f"training loss {self.last_loss:.4f}")
+        if self.last_validation is not None:
+            parts.append(f"validation loss {self.last_validation:.4f}")
+        parts.append(f"peak memory {peak_memory() / 1e6:,.0f} MB")
+        return ", ".join(parts)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def _line(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.clear()
+        say(text)
+        if self.bar is not None:
+            self.bar.refresh()
+
+
+def _bar(start: int, steps: int) -> Any:
+    """tqdm's bar, where somebody looks at it."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return None
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm(
+        total=steps, initial=start, unit="step", dynamic_ncols=True,
+        bar_format="{n_fmt}/{total_fmt} {bar} {elapsed}<{remaining} | {postfix}",
+    )  # fmt: skip
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has had in memory."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

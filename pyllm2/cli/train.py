@@ -1,0 +1,201 @@
+"""`pyllm2 train`: flags to a trainer, and the loop under a lock and with signals caught."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pyllm2 import backends, memory
+from pyllm2.cli.common import say
+from pyllm2.cli.progress import Progress
+from pyllm2.errors import FileError, UsageError
+from pyllm2.gpt2.activations import activations
+from pyllm2.gpt2.config import GPT2Config
+from pyllm2.gpt2.files import load_config, load_parameters, save_parameters
+from pyllm2.gpt2.initial import descriptor, initial_parameters
+from pyllm2.gpt2.model import GPT2, MATRICES
+from pyllm2.gpt2.tokenizer import GPT2Tokenizer, load_tokenizer
+from pyllm2.training.checkpoint import CheckpointFile
+from pyllm2.training.folder import RunFolder, open_folder
+from pyllm2.training.loader import DataLoader
+from pyllm2.training.parameters import Parameters
+from pyllm2.training.plot import can_plot, plot_log, require_plot
+from pyllm2.training.recipe import Plan, Recipe
+from pyllm2.training.report import Report
+from pyllm2.training.sample import sample
+from pyllm2.training.signals import StopRequest, stop_requests
+from pyllm2.training.trainer import Trainer
+
+MODEL_FILE, PICTURE_FILE = "model.bin", "loss.png"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Which backend computes, with how many threads."""
+
+    backend: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run needs before it may touch its folder."""
+
+    engine: Engine
+    tokenizer: GPT2Tokenizer | None
+    model: GPT2
+    train_data: DataLoader
+    validation_data: DataLoader
+    recipe: Recipe
+    plan: Plan
+
+
+def main(options: argparse.Namespace) -> int:
+    """Train; 0 when it is done, 130 or 143 when a signal has stopped it."""
+    target = os.path.join(options.out, MODEL_FILE)
+    _refuse_overwriting(options.init, target)
+    if options.plot:
+        require_plot()
+    setup = _prepare(options)
+    with stop_requests() as stop, open_folder(options.out, options.resume) as folder:
+        progress = Progress(setup.recipe, setup.tokenizer)
+        trainer = _trainer(options, setup, folder, progress, stop)
+        if options.resume:
+            _resume(trainer, folder, options.force)
+        try:
+            finished = trainer.run()
+        finally:
+            progress.close()
+        if finished:
+            save_parameters(target, setup.model.config, setup.model.params)
+            _plot(options, folder)
+        say(progress.summary(trainer.step))
+        if not finished:
+            say(f"stopped after {trainer.step} of {setup.recipe.steps} steps; --resume goes on")
+            return 128 + (stop.number or 0)
+        say(f"model: {target}")
+    return 0
+
+
+def _prepare(options: argparse.Namespace) -> Setup:
+    """Everything that can be wrong with the input is found here."""
+    processors = len(os.sched_getaffinity(0))
+    engine = Engine(options.backend or backends.default(), options.threads or processors)
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
+    config = _config(options, tokenizer)
+    V, B, T = config.vocab_size, options.batch, options.context
+    train_data = DataLoader(options.train, B, T, shuffle=True, vocab_size=V, seed=options.seed)
+    validation_data = DataLoader(options.val, B, T, vocab_size=V)
+    recipe, plan = _recipe(options, train_data), _plan(options)
+    return Setup(
+        engine, tokenizer, _model(options, config, engine), train_data, validation_data, recipe,
+        plan,
+    )  # fmt: skip
+
+
+def _refuse_overwriting(source: str, target: str) -> None:
+    if os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
+        raise UsageError(f"{target}: the output would overwrite the input")
+
+
+def _is_file(init: str) -> bool:
+    """Whether --init is a checkpoint; otherwise it describes a new model."""
+    return os.path.exists(init) or init.endswith(".bin")
+
+
+def _config(options: argparse.Namespace, tokenizer: GPT2Tokenizer | None) -> GPT2Config:
+    """The shape, when model, flags, vocabulary and this machine go together."""
+    B, T = options.batch, options.context
+    if _is_file(options.init):
+        config = load_config(options.init)
+    else:
+        config = descriptor(options.init, tokenizer.vocab_size if tokenizer else None)
+    if config.max_seq_len < T:
+        raise UsageError(f"--context {T}: the model has {config.max_seq_len} positions")
+    if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:
+        raise FileError(
+            options.tokenizer,
+            f"has {tokenizer.vocab_size} tokens, the model expects {config.vocab_size}",
+        )
+    n, kept = config.parameters(), activations(config, B, T)
+    memory.require(
+        16 * n + 4 * kept,
+        f"training at batch {B}, context {T}",
+        "lower --batch or --context, or take a smaller model",
+    )
+    say(
+        f"{n:,} parameters; memory: {16 * n / 1e6:,.0f} MB for parameters, gradient and moments, "
+        f"about {4 * kept / 1e6:,.0f} MB for activations at batch {B}, context {T}"
+    )
+    return config
+
+
+def _model(options: argparse.Namespace, config: GPT2Config, engine: Engine) -> GPT2:
+    """The model with its first weights; those of a resumed run come later."""
+    if options.resume:
+        params = Parameters(config.shapes())
+    elif _is_file(options.init):
+        _, params = load_parameters(options.init)
+    else:
+        params = initial_parameters(config, options.seed)
+    say(f"backend {engine.backend}, {engine.threads} threads")
+    return GPT2(config, params, backends.ops(engine.backend, options.threads, "gpt2"))
+
+
+def _trainer(
+    options: argparse.Namespace, setup: Setup, folder: RunFolder, report: Report, stop: StopRequest
+) -> Trainer:
+    model, config = setup.model, setup.model.config
+    identity = {
+        "model": {"family": options.family, **asdict(config)},
+        "recipe": setup.recipe.identity(),
+        "data": setup.train_data.describe(),
+        "engine": asdict(setup.engine),
+    }
+    V, S = config.vocab_size, config.max_seq_len
+    start = setup.tokenizer.end_of_text if setup.tokenizer else V - 1
+    return Trainer(
+        model, backends.ops(setup.engine.backend, options.threads, "training"),
+        setup.recipe, setup.plan, setup.train_data, setup.validation_data, folder, MATRICES,
+        identity, lambda: sample(model, start, setup.plan.sample_tokens, V, S), report, stop,
+    )  # fmt: skip
+
+
+def _recipe(options: argparse.Namespace, data: DataLoader) -> Recipe:
+    tokens = options.batch * options.context
+    total_batch = options.total_batch or tokens
+    epoch = max(1, data.num_batches * tokens // total_batch)
+    names = (
+        "batch", "context", "learning_rate", "warmup", "schedule", "final_fraction",
+        "weight_decay", "decay", "beta1", "beta2", "clip", "skip_loss_z", "skip_norm_z", "seed",
+    )  # fmt: skip
+    same = {name: getattr(options, name) for name in names}
+    return Recipe(total_batch=total_batch, steps=options.steps or epoch, **same)
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    return Plan(
+        validate_every=options.val_every,
+        validation_batches=options.val_batches,
+        sample_every=options.sample_every,
+        sample_tokens=options.sample_tokens,
+        save_every=options.save_every,
+        keep=options.keep,
+    )
+
+
+def _resume(trainer: Trainer, folder: RunFolder, force: bool) -> None:
+    newest: Any = folder.newest()
+    file = CheckpointFile(newest)
+    file.require_same_run(trainer.identity, force)
+    if file.step > trainer.recipe.steps:
+        raise FileError(newest, f"step {file.step} is beyond the run's {trainer.recipe.steps}")
+    trainer.restore(file.read(trainer.model.params.flat.size))
+    say(f"resumed from {newest}")
+
+
+def _plot(options: argparse.Namespace, folder: RunFolder) -> None:
+    if options.plot or can_plot():
+        plot_log(folder.log.path, options.plot or os.path.join(folder.path, PICTURE_FILE))
