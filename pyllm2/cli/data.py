@@ -7,14 +7,18 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pyllm2.cli.common import say
+from pyllm2.formats import kinds
+from pyllm2.formats.reader import open_source
 from pyllm2.gpt2.tokenizer import load_tokenizer
+from pyllm2.llama2.tokenizer import from_vocabulary_file
 from pyllm2.training.prepare import prepare
 
 
 def main(options: argparse.Namespace) -> int:
-    tokenizer = load_tokenizer(options.tokenizer)
+    tokenizer = _load_tokenizer(options.tokenizer)
     total = sum(os.path.getsize(text) for text in options.texts if os.path.isfile(text))
     with _bar(total) as progress:
         done = prepare(
@@ -30,6 +34,16 @@ def main(options: argparse.Namespace) -> int:
         f"{done.train_tokens} tokens to train on, {done.val_tokens} to validate"
     )
     return 0
+
+
+def _load_tokenizer(which: str) -> Any:
+    """GPT-2's or Llama-2's: a file is recognised by its content."""
+    if os.path.exists(which):
+        with open_source(which) as source:
+            llama2 = kinds.is_llama2_tokenizer(source.head)
+        if llama2:
+            return from_vocabulary_file(which)[0]
+    return load_tokenizer(which)
 
 
 @contextmanager

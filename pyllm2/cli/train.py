@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,16 +12,9 @@ from pyllm2 import backends, memory
 from pyllm2.cli.common import say
 from pyllm2.cli.progress import Progress
 from pyllm2.errors import FileError, UsageError
-from pyllm2.gpt2.activations import activations
-from pyllm2.gpt2.config import GPT2Config
-from pyllm2.gpt2.files import load_config, load_parameters, save_parameters
-from pyllm2.gpt2.initial import descriptor, initial_parameters
-from pyllm2.gpt2.model import GPT2, MATRICES
-from pyllm2.gpt2.tokenizer import GPT2Tokenizer, load_tokenizer
 from pyllm2.training.checkpoint import CheckpointFile
 from pyllm2.training.folder import RunFolder, open_folder
 from pyllm2.training.loader import DataLoader
-from pyllm2.training.parameters import Parameters
 from pyllm2.training.plot import can_plot, plot_log, require_plot
 from pyllm2.training.recipe import Plan, Recipe
 from pyllm2.training.report import Report
@@ -28,7 +22,7 @@ from pyllm2.training.sample import sample
 from pyllm2.training.signals import StopRequest, stop_requests
 from pyllm2.training.trainer import Trainer
 
-MODEL_FILE, PICTURE_FILE = "model.bin", "loss.png"
+MODEL_FILE, TOKENIZER_FILE, PICTURE_FILE = "model.bin", "tokenizer.bin", "loss.png"
 
 
 @dataclass(frozen=True)
@@ -44,8 +38,9 @@ class Setup:
     """What a run needs before it may touch its folder."""
 
     engine: Engine
-    tokenizer: GPT2Tokenizer | None
-    model: GPT2
+    family: Any  # pyllm2.gpt2.family or pyllm2.llama2.family
+    tokenizer: Any
+    model: Any
     train_data: DataLoader
     validation_data: DataLoader
     recipe: Recipe
@@ -69,7 +64,10 @@ def main(options: argparse.Namespace) -> int:
         finally:
             progress.close()
         if finished:
-            save_parameters(target, setup.model.config, setup.model.params)
+            setup.family.save_parameters(target, setup.model.config, setup.model.params)
+            if setup.tokenizer is not None:
+                beside = os.path.join(options.out, TOKENIZER_FILE)
+                setup.tokenizer.write_tokenizer(beside)
             _plot(options, folder)
         say(progress.summary(trainer.step))
         if not finished:
@@ -83,15 +81,16 @@ def _prepare(options: argparse.Namespace) -> Setup:
     """Everything that can be wrong with the input is found here."""
     processors = len(os.sched_getaffinity(0))
     engine = Engine(options.backend or backends.default(), options.threads or processors)
-    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
-    config = _config(options, tokenizer)
+    family = importlib.import_module(f"pyllm2.{options.family}.family")
+    tokenizer = family.load_tokenizer(options.tokenizer) if options.tokenizer else None
+    config = _config(options, family, tokenizer)
     V, B, T = config.vocab_size, options.batch, options.context
     train_data = DataLoader(options.train, B, T, shuffle=True, vocab_size=V, seed=options.seed)
     validation_data = DataLoader(options.val, B, T, vocab_size=V)
     recipe, plan = _recipe(options, train_data), _plan(options)
     return Setup(
-        engine, tokenizer, _model(options, config, engine), train_data, validation_data, recipe,
-        plan,
+        engine, family, tokenizer, _model(options, family, config, engine), train_data,
+        validation_data, recipe, plan,
     )  # fmt: skip
 
 
@@ -105,21 +104,21 @@ def _is_file(init: str) -> bool:
     return os.path.exists(init) or init.endswith(".bin")
 
 
-def _config(options: argparse.Namespace, tokenizer: GPT2Tokenizer | None) -> GPT2Config:
+def _config(options: argparse.Namespace, family: Any, tokenizer: Any) -> Any:
     """The shape, when model, flags, vocabulary and this machine go together."""
     B, T = options.batch, options.context
     if _is_file(options.init):
-        config = load_config(options.init)
+        config = family.load_config(options.init)
     else:
-        config = descriptor(options.init, tokenizer.vocab_size if tokenizer else None)
-    if config.max_seq_len < T:
-        raise UsageError(f"--context {T}: the model has {config.max_seq_len} positions")
+        config = family.descriptor(options.init, tokenizer.vocab_size if tokenizer else None)
+    if config.seq_len < T:
+        raise UsageError(f"--context {T}: the model has {config.seq_len} positions")
     if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:
         raise FileError(
             options.tokenizer,
             f"has {tokenizer.vocab_size} tokens, the model expects {config.vocab_size}",
         )
-    n, kept = config.parameters(), activations(config, B, T)
+    n, kept = config.parameters(), family.activations(config, B, T)
     memory.require(
         16 * n + 4 * kept,
         f"training at batch {B}, context {T}",
@@ -132,16 +131,17 @@ def _config(options: argparse.Namespace, tokenizer: GPT2Tokenizer | None) -> GPT
     return config
 
 
-def _model(options: argparse.Namespace, config: GPT2Config, engine: Engine) -> GPT2:
+def _model(options: argparse.Namespace, family: Any, config: Any, engine: Engine) -> Any:
     """The model with its first weights; those of a resumed run come later."""
     if options.resume:
-        params = Parameters(config.shapes())
+        params = family.empty_parameters(config)
     elif _is_file(options.init):
-        _, params = load_parameters(options.init)
+        _, params = family.load_parameters(options.init)
     else:
-        params = initial_parameters(config, options.seed)
+        params = family.initial_parameters(config, options.seed)
     say(f"backend {engine.backend}, {engine.threads} threads")
-    return GPT2(config, params, backends.ops(engine.backend, options.threads, "gpt2"))
+    ops = backends.ops(engine.backend, options.threads, options.family)
+    return family.build(config, params, ops, options.dropout, options.seed)
 
 
 def _trainer(
@@ -154,12 +154,13 @@ def _trainer(
         "data": setup.train_data.describe(),
         "engine": asdict(setup.engine),
     }
-    V, S = config.vocab_size, config.max_seq_len
-    start = setup.tokenizer.end_of_text if setup.tokenizer else V - 1
+    start = setup.tokenizer.begin if setup.tokenizer else config.vocab_size - 1
+    decoder, count = setup.family.decoder(model), setup.plan.sample_tokens
     return Trainer(
         model, backends.ops(setup.engine.backend, options.threads, "training"),
-        setup.recipe, setup.plan, setup.train_data, setup.validation_data, folder, MATRICES,
-        identity, lambda: sample(model, start, setup.plan.sample_tokens, V, S), report, stop,
+        setup.recipe, setup.plan, setup.train_data, setup.validation_data, folder,
+        setup.family.MATRICES, identity,
+        lambda: sample(decoder, start, count, setup.engine.backend), report, stop,
     )  # fmt: skip
 
 
@@ -169,7 +170,8 @@ def _recipe(options: argparse.Namespace, data: DataLoader) -> Recipe:
     epoch = max(1, data.num_batches * tokens // total_batch)
     names = (
         "batch", "context", "learning_rate", "warmup", "schedule", "final_fraction",
-        "weight_decay", "decay", "beta1", "beta2", "clip", "skip_loss_z", "skip_norm_z", "seed",
+        "weight_decay", "decay", "beta1", "beta2", "clip", "skip_loss_z", "skip_norm_z",
+        "dropout", "seed",
     )  # fmt: skip
     same = {name: getattr(options, name) for name in names}
     return Recipe(total_batch=total_batch, steps=options.steps or epoch, **same)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from pyllm2 import backends
 from pyllm2.cli.arguments import (
@@ -15,7 +16,7 @@ from pyllm2.cli.arguments import (
     seed32,
 )
 
-SCHEDULES = ("constant", "linear", "cosine", "wsd")
+SCHEDULES = ("constant", "linear", "cosine", "wsd", "llama2")
 DECAY_RULES = ("matrices", "all")
 
 
@@ -26,8 +27,8 @@ def add_data(command: argparse.ArgumentParser) -> None:
     prepare.add_argument("--out", required=True, metavar="DIR", help="a new folder to write")
     prepare.add_argument(
         "--tokenizer", required=True, metavar="WHICH",
-        help="gpt2 (downloaded by tiktoken), bytes (257 ids, for small models), or a file: "
-        "tokenizer.bin or a rank file of tiktoken",
+        help="gpt2 (downloaded by tiktoken), bytes (257 ids, for small models), or a file: a "
+        "tokenizer.bin of llm.c or llama2.c, a rank file of tiktoken, a SentencePiece model",
     )  # fmt: skip
     prepare.add_argument(
         "--val-tokens", type=count, default=2**15, metavar="N",
@@ -80,6 +81,30 @@ def add_train(train: argparse.ArgumentParser) -> None:
         help="checkpoint of llm.c, or new: d12, layers=4,heads=4,channels=128[,context=,vocab=]",
     )  # fmt: skip
     add_training(gpt2)
+    gpt2.set_defaults(dropout=0.0)
+    _add_llama2(models)
+
+
+def _add_llama2(models: Any) -> None:
+    """`pyllm2 train llama2`: llama2.c's settings, but for a batch that a processor can bear."""
+    llama2 = models.add_parser(
+        "llama2",
+        help="Llama-2, as llama2.c trains it",
+        description="Train a Llama-2 from token shards, with llama2.c's optimizer and schedule.",
+        usage="pyllm2 train llama2 --init MODEL --train GLOB --val GLOB --out FOLDER [flags]",
+    )
+    llama2.add_argument(
+        "--init", required=True, metavar="MODEL",
+        help="checkpoint of llama2.c, or new: 15M, dim=64,layers=5,heads=8[,kv_heads=,hidden=,…]",
+    )  # fmt: skip
+    llama2.add_argument(
+        "--dropout", type=beta, default=0.0, metavar="P", help="while training, default %(default)s"
+    )
+    add_training(llama2)
+    llama2.set_defaults(
+        batch=16, context=256, learning_rate=5e-4, warmup=100, schedule="llama2",
+        weight_decay=0.1, seed=1337,
+    )  # fmt: skip
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:

@@ -61,5 +61,10 @@ def is_sentencepiece(head: bytes) -> bool:
     return len(head) > 4 and head[0] == 0x0A and head[2] == 0x0A and 0 < head[3] < head[1] < 128
 
 
+def is_llama2_tokenizer(head: bytes) -> bool:
+    """A SentencePiece model, or llama2.c's `tokenizer.bin`: its first piece is the unknown one."""
+    return head[12:17] == b"<unk>" or is_sentencepiece(head)
+
+
 def _is_text(head: bytes) -> bool:
     return all(c >= 0x20 or c in b"\t\n\r\f" for c in head[:512])

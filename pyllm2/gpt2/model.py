@@ -186,6 +186,9 @@ class GPT2:
         assert losses is not None
         return losses
 
+    def begin_update(self, step: int) -> None:
+        """The gradients to come are for this update. Nothing here depends on it."""
+
     def add_gradient(
         self, tokens: Tokens, targets: Tokens, dloss: float, grads: Parameters, fresh: bool
     ) -> Array:

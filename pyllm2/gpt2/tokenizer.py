@@ -96,6 +96,10 @@ class GPT2Tokenizer:
                     ids += self._tiktoken().encode_ordinary(words)
         return ids
 
+    def encode_document(self, text: bytes) -> list[int]:
+        """The ids of a text to learn from: as llm.c prepares it, its blank line at the end kept."""
+        return self.encode_prompt(text)
+
     def decode(self, ids: Iterable[int], at_start: bool = False) -> bytes:
         """The bytes of ids; the inverse of `encode`. The start of a text is like the middle."""
         return b"".join(self.decode_one(i, at_start) for i in ids)

@@ -73,6 +73,20 @@ class Tokenizer:
             ids.append(EOS)
         return ids
 
+    def encode_document(self, text: bytes) -> list[int]:
+        """The ids of a text to learn from: stripped, as llama2.c prepares it; none if it is blank.
+
+        BOS in front, no EOS: the BOS of the next one ends it.
+        """
+        text = text.strip()
+        return self.encode(text) if text else []
+
+    def write_tokenizer(self, path: str | os.PathLike[str]) -> None:
+        """Write a `tokenizer.bin`, atomically."""
+        from pyllm2.formats import vocabulary
+
+        vocabulary.write_vocabulary(path, self.pieces, self.scores)
+
     def decode(self, ids: Iterable[int], at_start: bool = True) -> bytes:
         """The bytes of ids; the inverse of `encode`.
 

@@ -82,11 +82,9 @@ class TrainableLlama2:
     """A Llama-2 with its shared classifier, its parameters in one vector, and backward.
 
     dropout: probability at the four places where llama2.c has it, while training only. The masks
-    come from NumPy's generator, seeded by `seed`, `update` and the number of the micro-batch, so
+    come from NumPy's generator, seeded by `seed`, the update and the number of the micro-batch, so
     they are the same on every backend and after a resume.
     """
-
-    matrices = MATRICES
 
     def __init__(
         self,
@@ -98,8 +96,7 @@ class TrainableLlama2:
     ) -> None:
         self.config, self.params, self.ops = config, params, ops
         self.dropout, self.seed = dropout, seed
-        self.update = 0  # set by the trainer: which update the gradients are for
-        self._micro_batch = 0
+        self._update = self._micro_batch = 0
 
     def forward(self, tokens: Tokens, targets: Tokens, training: bool = False) -> Activations:
         """tokens: (B, T) in [0, V)   targets: (B, T) in [0, V), or -1: not asked"""
@@ -206,7 +203,7 @@ class TrainableLlama2:
         p = self.dropout
         if not training or p == 0:
             return lambda *shape: None
-        rng = np.random.default_rng([self.seed, self.update, self._micro_batch])
+        rng = np.random.default_rng([self.seed, self._update, self._micro_batch])
         scale = np.float32(1 / (1 - p))
         return lambda *shape: np.where(rng.random(shape, np.float32) < p, np.float32(0), scale)
 
@@ -218,6 +215,10 @@ class TrainableLlama2:
         if whole is not None:
             return whole(self, tokens, targets)
         return self.forward(tokens, targets).losses.reshape(tokens.shape)
+
+    def begin_update(self, step: int) -> None:
+        """The gradients to come are for this update: masks of dropout depend on it."""
+        self._update = step
 
     def add_gradient(
         self, tokens: Tokens, targets: Tokens, dloss: float, grads: Parameters, fresh: bool

@@ -1,7 +1,7 @@
 """Texts to token shards, as llm.c does it with tiny shakespeare.
 
-A blank line ends a document; every document begins with the end-of-text token, and all but the
-last of a file keep the blank line. The first tokens are for validation, the rest for training.
+A blank line ends a document; what begins one, and whether it keeps the blank line, is for the
+tokenizer to say. The first tokens are for validation, the rest for training.
 """
 
 from __future__ import annotations
@@ -30,12 +30,10 @@ _BLOCK = 2**22  # bytes of a text read at a time
 class Encoder(Protocol):
     """What is asked of a tokenizer."""
 
-    end_of_text: int
-
     @property
     def vocab_size(self) -> int: ...
 
-    def encode(self, text: bytes) -> list[int]: ...
+    def encode_document(self, text: bytes) -> list[int]: ...
 
     def write_tokenizer(self, path: Path) -> None: ...
 
@@ -73,7 +71,7 @@ def prepare(
         documents = 0
         for text in texts:
             for document in documents_of(text):
-                writer.add([tokenizer.end_of_text, *tokenizer.encode(document)], shard_tokens)
+                writer.add(tokenizer.encode_document(document), shard_tokens)
                 documents += 1
                 if progress is not None:
                     progress(len(document))

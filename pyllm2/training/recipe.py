@@ -35,6 +35,7 @@ class Recipe:
     clip: float = 1.0  # longest gradient; 0: however long
     skip_loss_z: float = 0.0  # skip updates whose loss is such an outlier; 0: none
     skip_norm_z: float = 0.0  # likewise for the gradient norm
+    dropout: float = 0.0  # probability of a zero, where the model has dropout
     seed: int = 42  # of the data order and of initial weights
 
     def __post_init__(self) -> None:
@@ -54,9 +55,9 @@ class Recipe:
             value = getattr(self, name)
             if not low <= value <= high or value == math.inf:
                 raise UsageError(f"{name} = {value}: expected a number from {low:g} to {high:g}")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} = {getattr(self, name)}: expected 0 ≤ β < 1")
+                raise UsageError(f"{name} = {getattr(self, name)}: expected 0 ≤ x < 1")
         if self.decay not in DECAY_RULES:
             raise UsageError(f"decay {self.decay!r}: choose from {', '.join(DECAY_RULES)}")
 

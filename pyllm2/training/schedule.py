@@ -1,4 +1,4 @@
-"""How the learning rate changes over a run: warm-up, then one of four shapes."""
+"""How the learning rate changes over a run: warm-up, then one of a few shapes."""
 
 from __future__ import annotations
 
@@ -55,6 +55,13 @@ def _cosine(step: int, peak: F, warmup: int, steps: int, lowest: F) -> F:
     return lowest + height * (peak - lowest)
 
 
+def _llama2(step: int, peak: F, warmup: int, steps: int, lowest: F) -> F:
+    """llama2.c's: the warm-up begins at 0, so that the very first update changes nothing."""
+    if step < warmup:
+        return peak * F(step) / F(warmup)
+    return _cosine(step, peak, warmup, steps, lowest)
+
+
 def _warmup_stable_decay(step: int, peak: F, warmup: int, steps: int, lowest: F) -> F:
     """Constant for four fifths of the run, then down with 1 - √progress."""
     if step < warmup:
@@ -75,5 +82,6 @@ _SHAPES: dict[str, Callable[[int, F, int, int, F], F]] = {
     "linear": _linear,
     "cosine": _cosine,
     "wsd": _warmup_stable_decay,
+    "llama2": _llama2,
 }
 NAMES = tuple(_SHAPES)

@@ -1,6 +1,6 @@
 """The training loop, for any model: validate, sample, save, learn; and again.
 
-A model is asked for three things: `params`, `losses(x, y)`, `add_gradient(x, y, …)`.
+A model is asked for `params`, `losses(x, y)`, `begin_update(step)` and `add_gradient(x, y, …)`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class Model(Protocol):
     params: Parameters
 
     def losses(self, tokens: Tokens, targets: Tokens) -> Array: ...
+
+    def begin_update(self, step: int) -> None: ...
 
     def add_gradient(
         self, tokens: Tokens, targets: Tokens, dloss: float, grads: Parameters, fresh: bool
@@ -151,6 +153,7 @@ class Trainer:
         """Fill `grads` with the gradient of the mean loss over all micro-steps; that loss."""
         recipe = self.recipe
         dloss = float(np.float32(1) / np.float32(recipe.total_batch))
+        self.model.begin_update(self.step)
         total = 0.0
         for micro_step in range(recipe.micro_steps):
             x, y = self.train_data.next_batch()
