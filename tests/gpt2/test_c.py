@@ -142,3 +142,11 @@ def test_adamw_refuses_what_it_cannot_write_into(backend: str, bad: int) -> None
         arrays[bad] = a
         with pytest.raises(TypeError, match="float32 arrays without gaps"):
             ops.adamw_update(*arrays, *hyper)
+
+
+@pytest.mark.parametrize("backend", C_BACKENDS)
+@pytest.mark.parametrize("exponent", [0, 100, -100])
+def test_the_global_norm_is_taken_in_double(backend: str, exponent: int) -> None:
+    """3, 4 and 5 are exact, and their squares leave the range of float32 long before double's."""
+    dw = np.ldexp(np.float32([3, 0, -4]), exponent)
+    assert ops_of(backend, "training").global_norm(dw) == 5 * 2.0**exponent
