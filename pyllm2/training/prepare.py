@@ -84,13 +84,16 @@ def prepare(
 def documents_of(path: str | os.PathLike[str]) -> Iterator[bytes]:
     """A text cut behind every blank line, read in pieces."""
     with open_source(path) as source:
-        rest = b""
+        rest = [b""]  # blocks since the last blank line
         for start in range(0, source.size, _BLOCK):
-            rest += source.read_range(start, min(_BLOCK, source.size - start)).tobytes()
-            *whole, rest = rest.split(SEPARATOR)
-            for document in whole:
-                yield document + SEPARATOR
-        yield rest
+            block = source.read_range(start, min(_BLOCK, source.size - start)).tobytes()
+            found = SEPARATOR in rest[-1][-1:] + block
+            rest.append(block)
+            if found:
+                *whole, last = b"".join(rest).split(SEPARATOR)
+                yield from (document + SEPARATOR for document in whole)
+                rest = [last]
+        yield b"".join(rest)
 
 
 class _Writer:

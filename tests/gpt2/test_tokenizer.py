@@ -25,7 +25,8 @@ MERGED = [b" a", b"ab", b" ab", b"  ", b"'s", b"12", b"\xc3\xa9", b"ca", b" ca",
 SMALL = [*BYTES, *MERGED, b"<|endoftext|>"]
 EOT = len(SMALL) - 1
 # what words are made of, and what they are not: letters, numbers, signs, white space of all kinds
-text = st.text(st.sampled_from("abc12é\u0663½!'stre \n\t\x1c\u3000\u00a0中🙂"), max_size=30)
+PARTS = [*"abc12é\u0663½!'stre \n\t\x1c\u3000\u00a0中🙂", "  ", " a", "  a", " ca", "'s", "\n\n"]
+text = st.lists(st.sampled_from(PARTS), max_size=20).map("".join)
 data = st.lists(text.map(str.encode) | st.binary(max_size=4), max_size=4).map(b"".join)
 
 
