@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyllm2.gpt2.model import GPT2
@@ -14,6 +14,8 @@ from pyllm2.testing import assert_close, gpt2_strategies, training_bound
 from pyllm2.testing.gpt2_model_bound import added
 from pyllm2.training.parameters import Parameters
 from tests.tested import BACKENDS, ops_of
+
+from . import second_definition
 
 
 def assert_gradient(found: Parameters, bounded: dict[str, Any]) -> None:
@@ -33,41 +35,33 @@ def drawn(data: st.DataObject, backend: str) -> tuple[GPT2, Any, Any]:
 def test_losses_logits_and_gradients_lie_within_the_bound(
     backend: str, data: st.DataObject
 ) -> None:
-    """Of the ops put together, one by one."""
+    """Of the ops put together one by one, and of what a rival may have in one piece.
+
+    The second is what a trainer asks for: `losses` and `add_gradient`.
+    """
     model, tokens, targets = drawn(data, backend)
     dloss = data.draw(st.sampled_from([1.0, 1 / tokens.size]))
     bound = training_bound(model, tokens, targets, dloss)
     acts = model.forward(tokens, targets)
     assert acts.losses is not None
     assert_close(acts.logits, bound.logits, "logits")
-    assert_close(acts.losses, bound.losses, "losses")
-    gradient = model.backward(acts, np.full_like(acts.losses, dloss))
-    assert_gradient(gradient, bound.gradient)
-    assert not gradient.wte[model.config.vocab_size :].any(), "padding learns nothing"
+    composed = model.backward(acts, np.full_like(acts.losses, dloss))
 
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@given(data=st.data())
-def test_what_a_trainer_asks_is_the_composition_of_ops(backend: str, data: st.DataObject) -> None:
-    """`losses` and `add_gradient`, which a rival may have in one piece."""
-    model, tokens, targets = drawn(data, backend)
-    bound = training_bound(model, tokens, targets, 0.125)
-    assert_close(model.losses(tokens, targets), bound.losses, "losses")
     gradient = model.params.zeros_like()
     gradient.flat[...] = 7  # not a gradient yet
-    losses = model.add_gradient(tokens, targets, 0.125, gradient, fresh=True)
-    assert_close(losses, bound.losses, "losses beside the gradient")
-    assert_gradient(gradient, bound.gradient)
-    assert not gradient.wte[model.config.vocab_size :].any(), "padding learns nothing"
+    losses = model.add_gradient(tokens, targets, dloss, gradient, fresh=True)
+    for found in (acts.losses, losses, model.losses(tokens, targets)):
+        assert_close(found, bound.losses, "losses")
+    for one in (composed, gradient):
+        assert_gradient(one, bound.gradient)
+        assert not one.wte[model.config.vocab_size :].any(), "padding learns nothing"
     if backend.endswith("-strict"):
-        acts = model.forward(tokens, targets)
-        assert acts.losses is not None
-        composed = model.backward(acts, np.full_like(acts.losses, 0.125))
         np.testing.assert_array_equal(losses, acts.losses)
         np.testing.assert_array_equal(gradient.flat, composed.flat)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_two_small_batches_are_one_large_batch(backend: str, data: st.DataObject) -> None:
     """Gradients accumulate: rows one after the other, or all at once, in any order of rows."""
@@ -86,6 +80,16 @@ def test_two_small_batches_are_one_large_batch(backend: str, data: st.DataObject
     both = np.concatenate([tokens, other_tokens]), np.concatenate([targets, other_targets])
     model.add_gradient(*both, 0.5, gradient, fresh=True)
     assert_gradient(gradient, bounded)
+
+
+@given(data=st.data())
+def test_the_model_is_the_published_one(data: st.DataObject) -> None:
+    """In float64 its losses are those of a second definition. (Its gradient: see gradcheck.)"""
+    model, tokens, targets = drawn(data, "numpy")
+    wide: Any = model.params.flat.astype(np.float64)
+    judge = GPT2(model.config, Parameters(model.params.shapes, wide), model.ops)
+    expected = second_definition.losses(model.config, model.params, tokens, targets)
+    np.testing.assert_allclose(judge.losses(tokens, targets), expected, rtol=1e-9, atol=1e-9)
 
 
 @given(data=st.data())
