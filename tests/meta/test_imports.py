@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "pyllm2"
 STDLIB = sys.stdlib_module_names
 
 PARAMETERS = "pyllm2.training.parameters"
+NUMBA = ["numpy*", "numba*", "pyllm2.numba_build"]
 
 # module pattern -> what it may import besides the standard library. The first match counts.
 RULES = [
@@ -25,7 +26,9 @@ RULES = [
     ("pyllm2.*.config", ["pyllm2.errors"]),
     ("pyllm2.*.ops", ["numpy*"]),
     ("pyllm2.training.parameters", ["numpy*"]),
-    ("pyllm2.*.engine_numba", ["numpy*", "numba*", "pyllm2.*.*_numba", "pyllm2.*.quantized"]),
+    ("pyllm2.numba_build", ["numba*"]),
+    ("pyllm2.*.engine_numba", [*NUMBA, "pyllm2.*.*_numba", "pyllm2.*.quantized"]),
+    ("pyllm2.*.ops_numba", NUMBA),
     ("pyllm2.*.step_numba", ["numpy*", "numba*", "llvmlite*", "pyllm2.*.vectors*_numba"]),
     ("pyllm2.*.vectors_q8_numba", ["numpy*", "numba*", "llvmlite*", "pyllm2.*.vectors_numba"]),
     ("pyllm2.*.*_numba", ["numpy*", "numba*", "llvmlite*"]),
