@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import numba
+import numpy as np
 from numba.core import event
 
 log = logging.getLogger("pyllm2")
@@ -84,6 +85,24 @@ def _in_parallel(
             numba.set_num_threads(usual)
 
     return call
+
+
+def contiguous(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel for arrays without gaps and indices of int64, given whatever arrays.
+
+    Numba compiles a kernel anew for every combination of layouts and integer types that it meets.
+    """
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        return kernel(*map(_in_order, arguments), **named)
+
+    return call
+
+
+def _in_order(argument: Any) -> Any:
+    if not isinstance(argument, np.ndarray):
+        return argument
+    return np.ascontiguousarray(argument, np.int64 if argument.dtype.kind in "iu" else None)
 
 
 class _Announcer(event.Listener):

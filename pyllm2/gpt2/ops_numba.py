@@ -4,18 +4,16 @@
 between threads. `Ops("strict")` compiles the very same loops with neither: every sum in ascending
 order from +0 (of a linear layer from the bias), each step rounded to float32, libm's float32
 functions, one thread. That is the order of llm.c's CPU trainer, so the two agree to the last bit.
+The loops are over contiguous arrays.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numba import prange
-from numba.extending import register_jitable
 
 from pyllm2 import numba_build
 
@@ -28,13 +26,6 @@ GELU_CUBIC = np.float32(0.044715)
 GELU_CUBIC_3 = np.float32(3) * GELU_CUBIC
 GELU_SCALE = np.sqrt(np.float32(2 / np.pi))  # one ulp below the float32 nearest to √(2/π)
 INFINITY = np.float32(np.inf)
-
-
-@register_jitable
-def _rows(x):
-    """(B, T, C)   ->   (B·T, C), contiguous"""
-    B, T, C = x.shape
-    return np.ascontiguousarray(x).reshape(B * T, C)
 
 
 def encoder_forward(tokens, wte, wpe):
@@ -60,7 +51,7 @@ def encoder_backward(dout, tokens, dwte, dwpe):
 
 def layernorm_forward(x, w, b):
     B, T, C = x.shape
-    x, out = _rows(x), np.empty((B * T, C), np.float32)
+    x, out = x.reshape(B * T, C), np.empty((B * T, C), np.float32)
     mean, rstd = np.empty(B * T, np.float32), np.empty(B * T, np.float32)
     for n in prange(B * T):
         total = ZERO
@@ -79,7 +70,7 @@ def layernorm_forward(x, w, b):
 
 def layernorm_backward(dout, x, w, mean, rstd):
     B, T, C = x.shape
-    dout, x, mean, rstd = _rows(dout), _rows(x), mean.ravel(), rstd.ravel()
+    dout, x, mean, rstd = dout.reshape(B * T, C), x.reshape(B * T, C), mean.ravel(), rstd.ravel()
     dx = np.empty((B * T, C), np.float32)
     dw, db = np.zeros(C, np.float32), np.zeros(C, np.float32)
     for n in prange(B * T):
@@ -103,7 +94,7 @@ def layernorm_backward(dout, x, w, mean, rstd):
 
 def matmul_forward(x, w, b=None):
     (B, T, C), OC = x.shape, len(w)
-    x, out = _rows(x), np.empty((B * T, OC), np.float32)
+    x, out = x.reshape(B * T, C), np.empty((B * T, OC), np.float32)
     for o in prange(OC):
         for n in range(B * T):
             total = ZERO if b is None else b[o]
@@ -115,7 +106,7 @@ def matmul_forward(x, w, b=None):
 
 def matmul_backward(dout, x, w):
     (B, T, C), OC = x.shape, len(w)
-    dout, x = _rows(dout), _rows(x)
+    dout, x = dout.reshape(B * T, OC), x.reshape(B * T, C)
     dx, dw = np.zeros((B * T, C), np.float32), np.zeros((OC, C), np.float32)
     db = np.zeros(OC, np.float32)
     for n in prange(B * T):
@@ -133,7 +124,7 @@ def matmul_backward(dout, x, w):
 def attention_forward(qkv, NH, first=0):
     B, P, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     T, hs = P - first, C // NH
-    qkv, scale = np.ascontiguousarray(qkv), ONE / np.float32(math.sqrt(np.float32(hs)))
+    scale = ONE / np.float32(math.sqrt(np.float32(hs)))
     out, att = np.zeros((B, T, C), np.float32), np.zeros((B, NH, T, P), np.float32)
     for head in prange(B * NH):
         b, h = head // NH, head % NH
@@ -165,11 +156,10 @@ def attention_forward(qkv, NH, first=0):
     return out, att
 
 
-def attention_backward(dout, qkv, att, jacobian=False):
-    """jacobian: multiply it out as llm.c does, in O(T³). The same but for rounding."""
+def attention_backward(dout, qkv, att, jacobian):
+    """jacobian: multiply that of the softmax out as llm.c does, in O(T³); else in O(T²)."""
     (B, T, C), NH = dout.shape, att.shape[1]
     hs = C // NH
-    dout, qkv = np.ascontiguousarray(dout), np.ascontiguousarray(qkv)
     scale = ONE / np.float32(math.sqrt(np.float32(hs)))
     dqkv = np.zeros((B, T, 3 * C), np.float32)
     for head in prange(B * NH):
@@ -247,7 +237,7 @@ def residual_backward(dout):
 
 def softmax_forward(logits, V):
     B, T, Vp = logits.shape
-    logits, probs = _rows(logits), np.zeros((B * T, Vp), np.float32)
+    logits, probs = logits.reshape(B * T, Vp), np.zeros((B * T, Vp), np.float32)
     for n in prange(B * T):
         largest = FLOOR
         for i in range(V):
@@ -275,7 +265,7 @@ def crossentropy_forward(probs, targets):
 
 def crossentropy_softmax_backward(dlosses, probs, targets, V):
     B, T, Vp = probs.shape
-    dlosses, targets, probs = dlosses.ravel(), targets.ravel(), _rows(probs)
+    dlosses, targets, probs = dlosses.ravel(), targets.ravel(), probs.reshape(B * T, Vp)
     dlogits = np.zeros((B * T, Vp), np.float32)
     for n in prange(B * T):
         for i in range(V):
@@ -292,11 +282,12 @@ _OPS = (
 
 
 class Ops(numba_build.Ops):
-    """One build of every function above, as an ops module."""
-
-    attention_backward: Callable[..., Any]
+    """One build of every function above, as an ops module; arrays may lie as they like."""
 
     def __init__(self, build: str, threads: int | None = None) -> None:
         super().__init__(_OPS, build, threads)
-        if build == "strict":
-            self.attention_backward = functools.partial(self.attention_backward, jacobian=True)
+        for function in _OPS:
+            kernel = numba_build.contiguous(getattr(self, function.__name__))
+            if function is attention_backward:
+                kernel = functools.partial(kernel, jacobian=build == "strict")
+            setattr(self, function.__name__, kernel)

@@ -26,7 +26,7 @@ RULES = [
     ("pyllm2.*.config", ["pyllm2.errors"]),
     ("pyllm2.*.ops", ["numpy*"]),
     ("pyllm2.training.parameters", ["numpy*"]),
-    ("pyllm2.numba_build", ["numba*"]),
+    ("pyllm2.numba_build", ["numpy*", "numba*"]),
     ("pyllm2.*.engine_numba", [*NUMBA, "pyllm2.*.*_numba", "pyllm2.*.quantized"]),
     ("pyllm2.*.ops_numba", NUMBA),
     ("pyllm2.*.step_numba", ["numpy*", "numba*", "llvmlite*", "pyllm2.*.vectors*_numba"]),
