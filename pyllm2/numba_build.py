@@ -8,6 +8,7 @@ With NUMBA_DISABLE_JIT=1 the loops run as plain Python, for a debugger.
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import os
 import types
@@ -87,13 +88,19 @@ def _in_parallel(
     return call
 
 
-def contiguous(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """A kernel for arrays without gaps and indices of int64, given whatever arrays.
+def with_one_signature(kernel: Callable[..., Any], function: Callable[..., Any]) -> Any:
+    """A kernel for arrays without gaps, indices of int64 and no defaults, given whatever there is.
 
-    Numba compiles a kernel anew for every combination of layouts and integer types that it meets.
+    Numba compiles anew for every combination of layouts, integer types and arguments left out.
     """
+    names, defaults = inspect.getfullargspec(function).args, function.__defaults__ or ()
+    optional = list(enumerate(names))[len(names) - len(defaults) :]
 
     def call(*arguments: Any, **named: Any) -> Any:
+        for (position, name), default in zip(optional, defaults, strict=True):
+            if position >= len(arguments):
+                named.setdefault(name, default)
+        named = {name: _in_order(argument) for name, argument in named.items()}
         return kernel(*map(_in_order, arguments), **named)
 
     return call

@@ -287,7 +287,7 @@ class Ops(numba_build.Ops):
     def __init__(self, build: str, threads: int | None = None) -> None:
         super().__init__(_OPS, build, threads)
         for function in _OPS:
-            kernel = numba_build.contiguous(getattr(self, function.__name__))
+            kernel = numba_build.with_one_signature(getattr(self, function.__name__), function)
             if function is attention_backward:
                 kernel = functools.partial(kernel, jacobian=build == "strict")
             setattr(self, function.__name__, kernel)
