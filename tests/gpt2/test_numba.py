@@ -93,6 +93,19 @@ def test_a_number_of_threads_holds_for_the_call_alone() -> None:
         assert numba.get_num_threads() == usual
 
 
+@pytest.mark.parametrize("backend", ["numba", "numba-strict"])
+def test_an_argument_may_be_named_or_left_out(backend: str) -> None:
+    """As in the specification."""
+    ops = ops_of(backend, "gpt2")
+    qkv = np.random.default_rng(0).normal(size=(1, 3, 12)).astype(np.float32)
+    whole, last = ops.attention_forward(qkv, 2), ops.attention_forward(qkv, NH=2, first=2)
+    assert_same(whole, ops.attention_forward(qkv, 2, 0))
+    assert_same(last, (whole[0][:, 2:], whole[1][:, :, 2:]))
+    w, b = np.ones((2, 12), np.float32), np.float32([1, 2])
+    without, with_b = ops.matmul_forward(qkv, w), ops.matmul_forward(qkv, w, b=b)
+    np.testing.assert_allclose(with_b - without, np.broadcast_to(b, (1, 3, 2)), rtol=1e-5)
+
+
 # Runs in a process of its own: every op of training on a small model; prints what comes out.
 TRAIN = """
 import numpy as np
