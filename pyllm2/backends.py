@@ -24,9 +24,10 @@ def _numba(build: str, package: str, threads: int | None) -> Any:
     import numba
 
     steps_in_python = getattr(numba.config, "DISABLE_JIT", 0)  # which vector code cannot
-    if build == "fast" and not steps_in_python:
+    has_engine = package != "pyllm2.training"  # an optimizer is plain ops, nothing more
+    if build == "fast" and has_engine and not steps_in_python:
         return importlib.import_module(f"{package}.engine_numba").FastOps(threads)
-    return importlib.import_module(f"{package}.ops_numba").Ops(build)
+    return importlib.import_module(f"{package}.ops_numba").Ops(build, threads)
 
 
 # name -> what gives the ops of a package. Best first; a strict one is never the default.

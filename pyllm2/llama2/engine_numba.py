@@ -12,6 +12,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pyllm2 import numba_build
 from pyllm2.llama2 import ops_numba, step_numba
 from pyllm2.llama2.quantized import Quantized
 
@@ -59,7 +60,7 @@ class _PromptOps:
         self._ops = ops
 
     def __getattr__(self, name: str) -> Any:
-        if name in _PROMPT_KERNELS and not ops_numba.forked:
+        if name in _PROMPT_KERNELS and not numba_build.forked:
             return step_numba.kernel(f"prompt_{name}")
         return getattr(self._ops, name)
 
@@ -148,7 +149,7 @@ class Step:
             self._remember(pos)
         self.remembered = pos + 1
         self._counters[:] = 0
-        if ops_numba.forked:
+        if numba_build.forked:
             self.threads = 1
         if not step_numba.kernel(self._kernel)(self._P, token, pos, self.threads):
             self.threads = 1  # the threads did not all come: never wait for them again

@@ -4,26 +4,16 @@
 threads. `Ops("strict")` compiles the very same loops with neither: every sum in ascending order
 from +0, each step rounded to float32, libm's float32 functions, one thread. That is the order of
 the C oracle, so the two agree to the last bit.
-
-With NUMBA_DISABLE_JIT=1 the loops run as plain Python, for a debugger.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
-import os
-import types
-from collections.abc import Callable
-from typing import Any
 
-import numba
 import numpy as np
 from numba import prange
-from numba.core import event
 
-log = logging.getLogger("pyllm2")
+from pyllm2 import numba_build
 
 ZERO = np.float32(0)
 ONE = np.float32(1)
@@ -214,80 +204,9 @@ _OPS = (
 # is chaotic: one bit more or less before a rounding to int8 moves all that follows.
 _ORDERED = (rope_tables, quantize, dequantize, matmul_q8)
 
-_FLAGS: dict[str, dict[str, Any]] = {
-    # Not nnan or ninf: a NaN must arrive. error_model: division as in C, no check for zero.
-    "fast": {"fastmath": {"reassoc", "contract"}, "error_model": "numpy"},
-    "strict": {"error_model": "numpy"},
-    "ordered": {"error_model": "numpy"},  # strict, but in parallel
-}
 
+class Ops(numba_build.Ops):
+    """One build of every function above, as an ops module."""
 
-class Ops:
-    """One build of every function above, as an ops module; compiled at its first call."""
-
-    def __init__(self, build: str) -> None:
-        self.build = build
-        _announce_compiling()
-        for function in _OPS:
-            ordered = build == "fast" and function in _ORDERED
-            compiled = _compiled(function, "ordered" if ordered else build)
-            if build == "fast" and _shares_work(function):
-                compiled = _unless_forked(compiled, _compiled(function, "strict"))
-            setattr(self, function.__name__, compiled)
-
-
-def _shares_work(function: Callable[..., Any]) -> bool:
-    return "prange" in function.__code__.co_names
-
-
-forked = False  # in a child of a process that has run parallel kernels, another would abort
-
-
-def _after_fork() -> None:
-    global forked
-    forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def _unless_forked(parallel: Callable[..., Any], serial: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *arguments: (serial if forked else parallel)(*arguments)
-
-
-class _Announcer(event.Listener):
-    """Says once that kernels are being compiled: it takes seconds, and only the first time."""
-
-    said = False
-
-    def on_start(self, _: Any) -> None:
-        if not _Announcer.said:
-            _Announcer.said = True
-            log.info("compiling the Numba kernels (first run only)")
-
-    def on_end(self, _: Any) -> None:
-        pass
-
-
-@functools.cache
-def _announce_compiling() -> None:
-    event.register("numba:compile", _Announcer())
-
-
-def _compiled(function: Callable[..., Any], build: str) -> Any:
-    """The jitted twin of a function, kept on disk where that is possible.
-
-    Numba's cache tells entries apart by the function's qualified name, not by its flags: each
-    build gets a name of its own.
-    """
-    twin = types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__
-    )
-    twin.__qualname__ = f"{function.__name__}_{build}"
-    twin.__module__ = function.__module__
-    flags = {**_FLAGS[build], "parallel": build != "strict" and _shares_work(function)}
-    try:
-        return numba.njit(cache=True, **flags)(twin)
-    except RuntimeError:  # "cannot cache function": no folder can be written
-        return numba.njit(**flags)(twin)
+    def __init__(self, build: str, threads: int | None = None) -> None:
+        super().__init__(_OPS, build, threads, _ORDERED)

@@ -15,6 +15,7 @@ STDLIB = sys.stdlib_module_names
 
 PARAMETERS = "pyllm2.training.parameters"
 GPT2_CONFIG = "pyllm2.gpt2.config"
+NUMBA = ["numpy*", "numba*", "pyllm2.numba_build"]
 
 # module pattern -> what it may import besides the standard library. The first match counts.
 RULES = [
@@ -35,9 +36,20 @@ RULES = [
     ("pyllm2.training.prepare", ["numpy*", "pyllm2.errors", "pyllm2.formats*"]),
     ("pyllm2.training.evaluation", ["numpy*", "pyllm2.errors", "pyllm2.formats*"]),
     ("pyllm2.training.loader", ["numpy*", "pyllm2.errors", "pyllm2.formats*", "pyllm2.mersenne"]),
-    ("pyllm2.*.engine_numba", ["numpy*", "numba*", "pyllm2.*.*_numba", "pyllm2.*.quantized"]),
+    ("pyllm2.numba_build", ["numpy*", "numba*"]),
+    ("pyllm2.*.engine_numba", [*NUMBA, "pyllm2.*.*_numba", "pyllm2.*.quantized"]),
+    ("pyllm2.*.ops_numba", NUMBA),
     ("pyllm2.*.step_numba", ["numpy*", "numba*", "llvmlite*", "pyllm2.*.vectors*_numba"]),
     ("pyllm2.*.vectors_q8_numba", ["numpy*", "numba*", "llvmlite*", "pyllm2.*.vectors_numba"]),
+    ("pyllm2.gpt2.gemm_numba", ["numpy*", "numba*", "pyllm2.gpt2.tile_numba"]),
+    (
+        "pyllm2.gpt2.attention_numba",
+        ["numpy*", "numba*", *(f"pyllm2.gpt2.{n}_numba" for n in ("tile", "gemm", "kernels"))],
+    ),
+    (
+        "pyllm2.gpt2.room_numba",
+        ["numpy*", "pyllm2.gpt2.gemm_numba", "pyllm2.gpt2.attention_numba"],
+    ),
     ("pyllm2.*.*_numba", ["numpy*", "numba*", "llvmlite*"]),
     ("pyllm2.*.ops_c*", ["numpy*", "pyllm2.c_library"]),
     ("pyllm2.c_library", ["numpy*", "pyllm2.native"]),
