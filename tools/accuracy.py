@@ -2,8 +2,8 @@
 
     python tools/accuracy.py --examples 300
 
-Inputs come from the tables that the property tests use (`pyllm2.testing.ALL_OPS`). A share of 1 would
-be a failing test. Units in the last place grow without limit where terms cancel (matmul,
+Inputs come from the tables that the property tests use (`pyllm2.testing`). A share of 1 would be
+a failing test. Units in the last place grow without limit where terms cancel (matmul,
 attention), which is why the tests do not count them.
 """
 
@@ -18,7 +18,6 @@ from tabulate import tabulate
 
 from pyllm2 import backends
 from pyllm2.testing import GPT2_OPS, OPS, TRAINING_OPS, Bounded, Op
-
 
 TABLES = {"llama2": OPS, "gpt2": GPT2_OPS, "training": TRAINING_OPS}
 

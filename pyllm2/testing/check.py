@@ -1,9 +1,9 @@
 """Every op of every model under its name, and the one function that checks any of them.
 
-    from pyllm2.testing import check_op
+from pyllm2.testing import check_op
 
-    def test_my_rmsnorm():
-        check_op("rmsnorm", my_rmsnorm)
+def test_my_rmsnorm():
+    check_op("rmsnorm", my_rmsnorm)
 """
 
 from __future__ import annotations

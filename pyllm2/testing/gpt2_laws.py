@@ -88,9 +88,8 @@ def gives_back_the_product(op: Any, dout: Array, x: Array, w: Array) -> None:
     errors = [bounded.error for bounded in bounds.matmul_backward(dout, x, w)]
     x64, w64, dout64 = (a.astype(np.float64) for a in (x, w, dout))
     product = np.sum(dout64 * (x64 @ w64.T))
-    for d, e, a, expected in zip(
-        found, errors, (x64, w64, 1.0), (product, product, dout64.sum()), strict=True
-    ):
+    own = x64, w64, np.ones(len(w))
+    for d, e, a, expected in zip(found, errors, own, (product, product, dout64.sum()), strict=True):
         slack = 1e-12 * np.sum(np.abs(dout64) @ np.abs(w64) * np.abs(x64))
         _near(np.sum(d * a), expected, np.sum(e * np.abs(a)) + slack, "<dout, f> = <df, f's own>")
 
@@ -155,7 +154,7 @@ def keys_may_shift_together(op: Any, dout: Array, qkv: Array, att: Array) -> Non
 
     With weights of a half on the first and on the own position: they sum to 1 exactly.
     """
-    B, T, C = dout.shape
+    _, T, C = dout.shape
     halves = np.zeros_like(att)
     halves[..., 0] += np.float32(0.5)
     halves[..., np.arange(T), np.arange(T)] += np.float32(0.5)

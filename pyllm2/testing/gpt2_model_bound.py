@@ -69,11 +69,11 @@ def training_bound(
     """
     dloss = float(np.float32(dloss))
     exact = _run(model, tokens, targets, dloss, None)
-    squares = [0.0] * len(exact)
+    squares = [np.zeros_like(value) for value in exact]
     for seed in range(TRIALS):
         found = _run(model, tokens, targets, dloss, seed)
-        for i, (a, b) in enumerate(zip(found, exact, strict=True)):
-            squares[i] = squares[i] + (a - b) ** 2  # type: ignore[assignment]
+        for total, a, b in zip(squares, found, exact, strict=True):
+            total += (a - b) ** 2
     bounded = []
     for value, total in zip(exact, squares, strict=True):
         sigma = math.sqrt(np.max(total, initial=0.0) / TRIALS)
@@ -95,9 +95,11 @@ def _run(
     model: GPT2, tokens: Tokens, targets: Tokens, dloss: float, seed: int | None
 ) -> list[Array64]:
     """Logits, losses and every gradient, by the same model over `PerturbedGPT2`."""
-    params = Parameters(model.params.shapes, model.params.flat.astype(np.float64))
+    flat: Any = model.params.flat.astype(np.float64)
+    params = Parameters(model.params.shapes, flat)
     judge = GPT2(model.config, params, PerturbedGPT2(seed))
     acts = judge.forward(tokens, targets)
-    assert acts.losses is not None
-    gradient = judge.backward(acts, np.full_like(acts.losses, dloss))
-    return [acts.logits, acts.losses, *gradient.values()]
+    dlosses: Any = np.full(tokens.shape, dloss)
+    gradient = judge.backward(acts, dlosses)
+    results: list[Any] = [acts.logits, acts.losses, *gradient.values()]
+    return results

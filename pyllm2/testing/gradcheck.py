@@ -25,7 +25,7 @@ from pyllm2.training.parameters import Parameters
 
 STEP = 2.0**-11
 ROUNDINGS = 100 * 2.0**-53  # of a forward in float64, relative to what it puts out
-ENTRIES = 12  # of each array that are tried in an example
+ENTRIES, ENTRIES_OF_MODEL = 12, 3  # of each array that are tried in an example
 
 
 @dataclass(frozen=True)
@@ -159,13 +159,14 @@ def difference(f: Callable[[], Array64], x: Array64, entry: int) -> tuple[float,
 
 def check_array(
     finding: Finding,
-    f: Callable[[], Array64],
-    x: Array64,
-    gradient: Array64,
+    f: Callable[[], Any],
+    x: Any,
+    gradient: Any,
     random: np.random.Generator,
+    most: int = ENTRIES,
 ) -> None:
-    """Some entries of one gradient, picked at random."""
-    entries = random.permutation(x.size)[:ENTRIES]
+    """Some entries of one gradient, picked at random. x: float64, and what f reads."""
+    entries = random.permutation(x.size)[:most]
     found, tolerance = np.array([difference(f, x, int(i)) for i in entries]).T
     finding.add(gradient.reshape(-1)[entries], found, tolerance)
 
@@ -174,24 +175,39 @@ def check_pair(
     name: str, backends: Mapping[str, Any], examples: int, seed: int, ops: Any = specification
 ) -> Finding:
     """A backward of `ops` in float64 against differences of its forward; backends by bounds."""
-    finding, random, pair = Finding(name), np.random.default_rng(seed), PAIRS[name]
+    finding, random = Finding(name), np.random.default_rng(seed)
     for _ in range(examples):
-        given = example(name, random)
-        inputs = tuple(_wide(a) for a in given)
-        trace = pair(ops, *inputs)
-        dout = random.normal(size=trace.out.shape)
-        gradients = _tuple(getattr(ops, trace.backward)(*trace.inputs(dout)))
-        arrays = [a for a in inputs if isinstance(a, np.ndarray) and a.dtype == np.float64]
-        for x, gradient in zip(arrays, gradients, strict=True):
-            check_array(finding, lambda: dout * pair(ops, *inputs).out, x, gradient, random)
-        narrow = pair(specification, *given)
-        inputs32 = narrow.inputs(dout.astype(np.float32))
-        bounded = _tuple(GPT2_OPS[narrow.backward].bound(*inputs32), Bounded)
-        for backend, module in backends.items():
-            found = _tuple(getattr(module, narrow.backward)(*inputs32))
-            for one, expected in zip(found, bounded, strict=True):
-                finding.add_share(backend, one, expected)
+        inputs = example(name, random)
+        dout = random.normal(size=PAIRS[name](ops, *inputs).out.shape)
+        _differ(finding, ops, tuple(map(_wide, inputs)), dout, random)
+        _rival(finding, backends, inputs, dout.astype(np.float32))
     return finding
+
+
+def _differ(
+    finding: Finding, ops: Any, inputs: tuple[Any, ...], dout: Array64, random: np.random.Generator
+) -> None:
+    """One example, in float64."""
+    pair = PAIRS[finding.name]
+    trace = pair(ops, *inputs)
+    gradients = _tuple(getattr(ops, trace.backward)(*trace.inputs(dout)))
+    arrays = [a for a in inputs if isinstance(a, np.ndarray) and a.dtype == np.float64]
+    for x, gradient in zip(arrays, gradients, strict=True):
+        check_array(finding, lambda: dout * pair(ops, *inputs).out, x, gradient, random)
+
+
+def _rival(
+    finding: Finding, backends: Mapping[str, Any], inputs: tuple[Any, ...], dout: Any
+) -> None:
+    """One example, in float32: every backend gets what the specification's forward has kept."""
+    trace = PAIRS[finding.name](specification, *inputs)
+    kept = trace.inputs(dout)
+    bounded = GPT2_OPS[trace.backward].bound(*kept)
+    bounded = (bounded,) if isinstance(bounded, Bounded) else bounded
+    for backend, ops in backends.items():
+        found = _tuple(getattr(ops, trace.backward)(*kept))
+        for one, expected in zip(found, bounded, strict=True):
+            finding.add_share(backend, one, expected)
 
 
 def check_model(
@@ -203,22 +219,31 @@ def check_model(
         model = random_model(random)
         B, T = int(random.integers(1, 4)), int(random.integers(1, model.config.max_seq_len + 1))
         tokens, targets = random.integers(0, model.config.vocab_size, (2, B, T))
-        params = Parameters(model.params.shapes, model.params.flat.astype(np.float64))
-        wide = GPT2(model.config, params, ops)
-        dlosses = random.normal(size=(B, T))
-        gradient = wide.backward(wide.forward(tokens, targets), dlosses)
-        for name, x in params.items():
-            check_array(
-                finding, lambda: dlosses * wide.losses(tokens, targets), x, gradient[name], random
-            )
+        _differ_model(finding, model, ops, tokens, targets, random)
         bound = training_bound(model, tokens, targets, 1 / (B * T))
-        for backend, module in backends.items():
-            rival = GPT2(model.config, model.params, module)
+        for backend, rival in backends.items():
             found = model.params.zeros_like()
-            rival.add_gradient(tokens, targets, 1 / (B * T), found, True)
+            whole = GPT2(model.config, model.params, rival)
+            whole.add_gradient(tokens, targets, 1 / (B * T), found, fresh=True)
             for name, expected in bound.gradient.items():
                 finding.add_share(backend, found[name], expected)
     return finding
+
+
+def _differ_model(
+    finding: Finding, model: GPT2, ops: Any, tokens: Any, targets: Any, random: np.random.Generator
+) -> None:
+    """One model in float64, every loss weighted differently."""
+    params = Parameters(model.params.shapes, _wide(model.params.flat))
+    wide = GPT2(model.config, params, ops)
+    dlosses: Any = random.normal(size=tokens.shape)
+    gradient = wide.backward(wide.forward(tokens, targets), dlosses)
+
+    def weighted() -> Any:
+        return dlosses * wide.losses(tokens, targets)
+
+    for name, x in params.items():
+        check_array(finding, weighted, x, gradient[name], random, ENTRIES_OF_MODEL)
 
 
 def check(name: str, backends: Mapping[str, Any], examples: int, seed: int) -> Finding:
@@ -229,8 +254,11 @@ def check(name: str, backends: Mapping[str, Any], examples: int, seed: int) -> F
 
 
 def random_model(random: np.random.Generator) -> GPT2:
-    """One or two layers, a few heads, padding rows that are not zero."""
-    L, NH, hs, V, S = (int(n) for n in random.integers([1, 1, 2, 2, 2], [3, 4, 6, 20, 8]))
+    """One or two layers, a few heads, padding rows that are not zero.
+
+    At least four channels: a norm of two leaves nothing but signs, and no gradient.
+    """
+    L, NH, hs, V, S = (int(n) for n in random.integers([1, 1, 4, 2, 2], [3, 4, 8, 20, 8]))
     config = GPT2Config(S, V, L, NH, NH * hs, V + int(random.integers(0, 4)))
     return GPT2(config, random_parameters(config, int(random.integers(2**32))), specification)
 
@@ -239,6 +267,6 @@ def _wide(a: Any) -> Any:
     return a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype == np.float32 else a
 
 
-def _tuple(result: Any, one: type = np.ndarray) -> tuple[Any, ...]:
+def _tuple(result: Any) -> tuple[Any, ...]:
     """Several results as they are, one as a tuple of one."""
-    return (result,) if isinstance(result, one) else tuple(result)
+    return (result,) if isinstance(result, np.ndarray) else result

@@ -57,4 +57,4 @@ def global_norm(dw: ArrayLike) -> Bounded:
     """Summed in float64: a square of float32 is exact there, the sum n roundings, the root one."""
     dw = np.asarray(dw, np.float64)
     value = math.sqrt(math.fsum(dw * dw))
-    return Bounded(np.float64(value), np.float64((len(dw) / 2 + 3) * U64 * value))
+    return Bounded(np.array(value), np.array((len(dw) / 2 + 3) * U64 * value))

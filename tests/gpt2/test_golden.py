@@ -1,4 +1,4 @@
-"""What the original did, and PyTorch, recorded: single ops, steps of three models, training runs."""
+"""What the original and PyTorch did, recorded: single ops, steps of models, training runs."""
 
 from __future__ import annotations
 
