@@ -2,8 +2,8 @@
 
     python tools/accuracy.py --examples 300
 
-Inputs come from the table that the property tests use (`pyllm2.testing.OPS`). A share of 1 would
-be a failing test. Units in the last place grow without limit where terms cancel (matmul,
+Inputs come from the tables that the property tests use (`pyllm2.testing`). A share of 1 would be
+a failing test. Units in the last place grow without limit where terms cancel (matmul,
 attention), which is why the tests do not count them.
 """
 
@@ -17,12 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from tabulate import tabulate
 
 from pyllm2 import backends
-from pyllm2.testing import OPS, Bounded
+from pyllm2.testing import GPT2_OPS, OPS, TRAINING_OPS, Bounded, Op
+
+TABLES = {"llama2": OPS, "gpt2": GPT2_OPS, "training": TRAINING_OPS}
 
 
-def worst(name: str, functions: dict[str, Any], examples: int) -> dict[str, list[float]]:
+def worst(op: Op, functions: dict[str, Any], examples: int) -> dict[str, list[float]]:
     """For each backend the largest share of the bound and the largest error in ulp."""
-    op = OPS[name]
     found = {backend: [0.0, 0.0] for backend in functions}
 
     @settings(
@@ -34,9 +35,11 @@ def worst(name: str, functions: dict[str, Any], examples: int) -> dict[str, list
         expected = op.bound(*inputs)
         expected = (expected,) if isinstance(expected, Bounded) else expected
         for backend, function in functions.items():
-            results = function(*inputs)
+            results = op.call(function, *inputs)
             results = results if isinstance(results, tuple) else (results,)
             for result, (value, error) in zip(results, expected, strict=True):
+                judged = np.isfinite(value) & np.isfinite(error)
+                result, value, error = result[judged], value[judged], error[judged]
                 off = np.abs(result.astype(np.float64) - value)
                 share = np.where(off == 0, 0.0, off / np.maximum(error, 2.0**-1074))
                 ulp = off / np.spacing(np.abs(value).astype(np.float32)).astype(np.float64)
@@ -52,12 +55,13 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=300, help="drawn inputs an op")
     options = parser.parse_args()
     names = [name for name in backends.NAMES if backends.why_not(name) is None]
-    modules = {name: backends.ops(name) for name in names}
     rows = []
-    for op in OPS:
-        functions = {name: getattr(module, op) for name, module in modules.items()}
-        found = worst(op, functions, options.examples)
-        rows.append([op, *(f"{s:.3f}  {u:.3g}" for s, u in found.values())])
+    for package, table in TABLES.items():
+        modules = {name: backends.ops(name, package=package) for name in names}
+        for op in table.values():
+            functions = {name: getattr(module, op.name) for name, module in modules.items()}
+            found = worst(op, functions, options.examples)
+            rows.append([op.name, *(f"{s:.3f}  {u:.3g}" for s, u in found.values())])
     headers = ["op", *(f"{name}: share, ulp" for name in names)]
     print(tabulate(rows, headers, tablefmt="github"))
 

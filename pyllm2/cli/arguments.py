@@ -181,6 +181,18 @@ def parser_of() -> Parser:
     warmup = command("warmup", "compile every backend now, so that no later start waits")
     warmup.add_argument("--threads", type=positive, metavar="N", help="by default all processors")
 
+    gradcheck = command("gradcheck", "hold gradients to differences, and backends to gradients")
+    gradcheck.add_argument(
+        "op", nargs="?", metavar="OP", help="encoder, layernorm, … or model; by default all"
+    )
+    gradcheck.add_argument(
+        "--examples", type=positive, default=20, metavar="N",
+        help="drawn inputs for each, default %(default)s",
+    )  # fmt: skip
+    gradcheck.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="of the inputs, default %(default)s"
+    )
+
     bench = command("bench", "race the backends, as shares of the machine's limits")
     bench.add_argument("model", nargs="?", metavar="MODEL", help="a checkpoint; or see --shape")
     bench.add_argument("--shape", choices=SHAPES, help="random weights of a published shape")

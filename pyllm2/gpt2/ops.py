@@ -190,7 +190,7 @@ def gelu_backward(dout: Array, x: Array) -> Array:
     with np.errstate(over="ignore"):
         cosh = np.cosh(a)
         sech2 = ONE / (cosh * cosh)
-    inner = GELU_SCALE * (ONE + np.float32(3) * GELU_CUBIC * x * x)
+    inner = GELU_SCALE * (ONE + np.float32(3) * (GELU_CUBIC * x * x))
     half = np.float32(0.5)
     return dout * (half * (ONE + np.tanh(a)) + x * half * sech2 * inner)
 

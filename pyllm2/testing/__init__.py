@@ -9,11 +9,30 @@
     def test_my_rmsnorm():
         check_op("rmsnorm", my_rmsnorm)
 
-`OPS` is the table behind it; `strategies` draws inputs and whole models, `bounds` derives what an
-implementation may be off by. Needs hypothesis: pip install 'pyllm2[testing]'.
+`OPS`, `GPT2_OPS` and `TRAINING_OPS` are the tables behind it; strategies draw inputs and whole
+models, bounds derive what an implementation may be off by, laws say what must hold, one module
+each for every table. Needs hypothesis: pip install 'pyllm2[testing]'.
 """
 
 from pyllm2.testing.bounds import Bounded, model_bound
-from pyllm2.testing.ops import OPS, Op, assert_close, check_op
+from pyllm2.testing.check import ALL_OPS, check_op
+from pyllm2.testing.gpt2_model_bound import TrainingBound, training_bound
+from pyllm2.testing.gpt2_ops import GPT2_OPS
+from pyllm2.testing.op import Op, assert_all_close, assert_close
+from pyllm2.testing.ops import OPS
+from pyllm2.testing.training_ops import TRAINING_OPS
 
-__all__ = ["OPS", "Bounded", "Op", "assert_close", "check_op", "model_bound"]
+__all__ = [
+    "ALL_OPS",
+    "GPT2_OPS",
+    "OPS",
+    "TRAINING_OPS",
+    "Bounded",
+    "Op",
+    "TrainingBound",
+    "assert_all_close",
+    "assert_close",
+    "check_op",
+    "model_bound",
+    "training_bound",
+]

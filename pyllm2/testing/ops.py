@@ -1,9 +1,4 @@
-"""The table of ops: for each its inputs, its bound, and the laws that it obeys.
-
-    from pyllm2.testing import check_op
-
-    def test_my_rmsnorm():
-        check_op("rmsnorm", my_rmsnorm)
+"""The table of Llama's ops: for each its inputs, its bound, and the laws that it obeys.
 
 Laws are functions of (op, *inputs) that raise AssertionError. They hold whatever the backend, and
 say what is wrong more plainly than a number out of bounds.
@@ -11,64 +6,25 @@ say what is wrong more plainly than a number out of bounds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pyllm2.testing import bounds, strategies
-from pyllm2.testing.bounds import Bounded
-
-Array = NDArray[np.float32]
-Law = Callable[..., None]
-
-
-@dataclass(frozen=True)
-class Op:
-    """One row: where inputs come from, what the result may be off by, what must hold."""
-
-    name: str
-    inputs: st.SearchStrategy[tuple[Any, ...]]
-    bound: Callable[..., Any]
-    laws: list[Law] = field(default_factory=list)
-
-
-def assert_close(found: Array, bounded: Bounded, what: str = "result") -> None:
-    """Every element within its own bound; NaN is outside any."""
-    assert found.shape == bounded.value.shape, (
-        f"{what}: shape {found.shape}, expected {bounded.value.shape}"
-    )
-    assert found.dtype == np.float32, f"{what}: dtype {found.dtype}, expected float32"
-    inside = np.abs(found.astype(np.float64) - bounded.value) <= bounded.error
-    if not inside.all():
-        at = tuple(int(i) for i in np.argwhere(~inside)[0])
-        raise AssertionError(
-            f"{what}: element {at} is {found[at]!r}, expected {bounded.value[at]!r} "
-            f"± {bounded.error[at]:.3g}; {int((~inside).sum())} of {inside.size} are off"
-        )
-
-
-def _same(found: Array, expected: Any, law: str) -> None:
-    np.testing.assert_array_equal(found, expected, err_msg=law)
-
-
-# ---- laws -----------------------------------------------------------------------------------
+from pyllm2.testing.op import Array, Op, assert_close, assert_same
 
 
 def copies_rows(op: Any, tokens: NDArray[np.integer], table: Array) -> None:
     """An embedding is a copy, bit for bit."""
-    _same(op(tokens, table), table[tokens], "row t is row tokens[t] of the table")
+    assert_same(op(tokens, table), table[tokens], "row t is row tokens[t] of the table")
 
 
 def doubling_the_weight_doubles(op: Any, x: Array, weight: Array) -> None:
     """A power of two passes through a product without rounding."""
     assert_close(op(x, 2 * weight), bounds.rmsnorm(x, 2 * weight))
     big = np.abs(op(x, weight)) > 1e-30
-    _same(op(x, 2 * weight)[big], 2 * op(x, weight)[big], "rmsnorm(x, 2w) = 2 rmsnorm(x, w)")
+    assert_same(op(x, 2 * weight)[big], 2 * op(x, weight)[big], "rmsnorm(x, 2w) = 2 rmsnorm(x, w)")
 
 
 def rows_do_not_see_each_other(op: Any, x: Array, weight: Array) -> None:
@@ -82,21 +38,21 @@ def picks_columns(op: Any, x: Array, w: Array) -> None:
     """A row that is 1 at j and 0 elsewhere picks column j of w exactly, in any order of sums."""
     C = x.shape[1]
     js = np.arange(len(x)) % C
-    _same(op(np.eye(C, dtype=np.float32)[js], w), w.T[js] + 0, "matmul(e_j, w) = w[:, j]")
+    assert_same(op(np.eye(C, dtype=np.float32)[js], w), w.T[js] + 0, "matmul(e_j, w) = w[:, j]")
 
 
 def is_linear(op: Any, x: Array, w: Array) -> None:
     """matmul(2x) is twice matmul(x) within rounding, and matmul of zeros is zero."""
     assert_close(op(2 * x, w), bounds.matmul(2 * x, w))
-    _same(op(np.zeros_like(x), w), np.zeros((len(x), len(w))), "matmul(0, w) = 0")
+    assert_same(op(np.zeros_like(x), w), np.zeros((len(x), len(w))), "matmul(0, w) = 0")
 
 
 def begins_unturned(op: Any, S: int, hs: int) -> None:
     """Position 0 turns nothing, and a prefix of a longer table is the shorter table."""
     cos, sin = op(S, hs)
-    _same(cos[0], np.ones(hs // 2), "cos 0 = 1")
-    _same(sin[0], np.zeros(hs // 2), "sin 0 = 0")
-    _same(op(1 + S // 2, hs)[0], cos[: 1 + S // 2], "a table does not depend on its length")
+    assert_same(cos[0], np.ones(hs // 2), "cos 0 = 1")
+    assert_same(sin[0], np.zeros(hs // 2), "sin 0 = 0")
+    assert_same(op(1 + S // 2, hs)[0], cos[: 1 + S // 2], "a table does not depend on its length")
 
 
 def keeps_length(op: Any, x: Array, cos: Array, sin: Array) -> None:
@@ -109,7 +65,7 @@ def keeps_length(op: Any, x: Array, cos: Array, sin: Array) -> None:
 
 def angle_zero_is_identity(op: Any, x: Array, cos: Array, sin: Array) -> None:
     """cos 1 and sin 0 give x back exactly."""
-    _same(op(x, np.ones_like(cos), np.zeros_like(sin)), x, "rope(x, 1, 0) = x")
+    assert_same(op(x, np.ones_like(cos), np.zeros_like(sin)), x, "rope(x, 1, 0) = x")
 
 
 def depends_on_distance_only(op: Any, x: Array, cos: Array, sin: Array) -> None:
@@ -137,7 +93,7 @@ def sums_to_one(op: Any, x: Array) -> None:
 def shift_changes_nothing(op: Any, x: Array) -> None:
     """Adding the same whole number to whole numbers (no rounding) gives the same bits."""
     whole = np.round(x)
-    _same(op(whole + np.float32(64)), op(whole), "softmax(x + c) = softmax(x)")
+    assert_same(op(whole + np.float32(64)), op(whole), "softmax(x + c) = softmax(x)")
 
 
 def minus_infinity_is_zero(op: Any, x: Array) -> None:
@@ -151,21 +107,21 @@ def one_that_towers_takes_all(op: Any, x: Array) -> None:
     """At whatever place it stands: the others underflow to 0 and nothing overflows."""
     C = x.shape[1]
     found = op(np.diag(np.full(C, 1e4, dtype=np.float32)))
-    _same(found, np.eye(C), "softmax of 1e4 among zeros is 1 there")
+    assert_same(found, np.eye(C), "softmax of 1e4 among zeros is 1 there")
 
 
 def future_does_not_change_the_past(op: Any, q: Array, k: Array, v: Array) -> None:
     """Causality: other keys and values at the last position leave earlier queries alone."""
     k2, v2 = k.copy(), v.copy()
     k2[-1], v2[-1] = 5, -7
-    _same(op(q, k2, v2)[:-1], op(q, k, v)[:-1], "query t sees positions up to its own")
+    assert_same(op(q, k2, v2)[:-1], op(q, k, v)[:-1], "query t sees positions up to its own")
 
 
 def one_position_gives_its_value(op: Any, q: Array, k: Array, v: Array) -> None:
     """With a single position in sight, attention is that position's value, exactly."""
     NH, NKV = q.shape[1], k.shape[1]
     expected = np.repeat(v[:1], NH // NKV, axis=1).reshape(1, -1)
-    _same(op(q[:1], k[:1], v[:1]), expected + 0, "softmax of one score is 1")
+    assert_same(op(q[:1], k[:1], v[:1]), expected + 0, "softmax of one score is 1")
 
 
 def order_of_the_past_does_not_matter(op: Any, q: Array, k: Array, v: Array) -> None:
@@ -176,9 +132,9 @@ def order_of_the_past_does_not_matter(op: Any, q: Array, k: Array, v: Array) -> 
 
 def zero_gate_closes(op: Any, gate: Array, up: Array) -> None:
     """silu(0) = 0, and a large gate passes itself."""
-    _same(op(np.zeros_like(gate), up) + 0, np.zeros_like(up), "gate 0")
+    assert_same(op(np.zeros_like(gate), up) + 0, np.zeros_like(up), "gate 0")
     open_gate = np.full_like(gate, 100)
-    _same(op(open_gate, up), open_gate * up, "silu(100) = 100 in float32")
+    assert_same(op(open_gate, up), open_gate * up, "silu(100) = 100 in float32")
 
 
 def very_negative_gate_gives_zero(op: Any, gate: Array, up: Array) -> None:
@@ -193,7 +149,7 @@ def scales_are_linear(
     once = op(x, x_scales, w, w_scales, group_size)
     big = np.abs(once) > 1e-30
     twice = op(x, 2 * x_scales, w, w_scales, group_size)
-    _same(twice[big], 2 * once[big], "matmul_q8(x, 2·scale) = 2 matmul_q8(x, scale)")
+    assert_same(twice[big], 2 * once[big], "matmul_q8(x, 2·scale) = 2 matmul_q8(x, scale)")
 
 
 OPS = {
@@ -245,29 +201,3 @@ OPS = {
         Op("matmul_q8", strategies.matmul_q8_inputs(), bounds.matmul_q8, [scales_are_linear]),
     ]
 }
-
-
-def check_op(name: str, function: Callable[..., Any]) -> None:
-    """Hold a function to the specification's op of that name, on many drawn inputs.
-
-    Checks shape, dtype, that the inputs are left alone, the bound of `pyllm2.testing.bounds`
-    against a float64 evaluation, and the op's laws. Raises AssertionError with the smallest
-    inputs that hypothesis finds. KeyError for a name that is not in OPS.
-    """
-    op = OPS[name]
-
-    @settings(deadline=None)  # the first call may compile
-    @given(op.inputs)
-    def property_of_op(inputs: tuple[Any, ...]) -> None:
-        kept = [a.copy() if isinstance(a, np.ndarray) else a for a in inputs]
-        found, expected = function(*inputs), op.bound(*inputs)
-        if isinstance(expected, Bounded):
-            found, expected = (found,), (expected,)
-        for one_found, one_expected in zip(found, expected, strict=True):
-            assert_close(one_found, one_expected, name)
-        for before, after in zip(kept, inputs, strict=True):
-            np.testing.assert_array_equal(after, before, err_msg=f"{name} wrote into its input")
-        for law in op.laws:
-            law(function, *inputs)
-
-    property_of_op()

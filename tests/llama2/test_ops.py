@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pyllm2.llama2 import ops as specification
 from pyllm2.testing import OPS, assert_close, bounds, check_op, strategies
+from tests.arrays import with_gaps
 from tests.tested import BACKENDS, ops_of
 
 
@@ -19,16 +20,6 @@ from tests.tested import BACKENDS, ops_of
 def test_op_stays_inside_its_bound_and_obeys_its_laws(name: str, backend: str) -> None:
     """Against a float64 evaluation, with a bound derived from the drawn data."""
     check_op(name, getattr(ops_of(backend), name))
-
-
-def with_gaps(a: Any) -> Any:
-    """The same numbers in a view whose memory is transposed and half unused."""
-    if not isinstance(a, np.ndarray):
-        return a
-    memory = np.full([2 * n for n in a.shape[::-1]], 7, a.dtype)
-    view = memory[(slice(None, None, 2),) * a.ndim].T
-    view[...] = a
-    return view
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

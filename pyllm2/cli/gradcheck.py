@@ -1,0 +1,41 @@
+"""`pyllm2 gradcheck`: every backward against differences of its forward, backends by bounds."""
+
+from __future__ import annotations
+
+import argparse
+
+from pyllm2 import backends
+from pyllm2.cli.output import Output
+from pyllm2.errors import BackendError, UsageError
+
+
+def main(options: argparse.Namespace) -> int:
+    """A line for each backward; exit code 1 if anything is outside."""
+    try:
+        import hypothesis  # noqa: F401  which the tables of ops draw their inputs with
+    except ImportError:
+        raise BackendError("gradcheck needs hypothesis: pip install 'pyllm2[testing]'") from None
+    from pyllm2.testing import gradcheck
+
+    if options.op is not None and options.op not in gradcheck.NAMES:
+        raise UsageError(f"OP: {options.op!r}: expected one of {', '.join(gradcheck.NAMES)}")
+    names = [name for name in backends.NAMES if backends.why_not(name) is None]
+    rivals = {name: backends.ops(name, package="gpt2") for name in names}
+    output = Output()
+
+    def line(op: str, relative: str, shares: list[str], verdict: str) -> None:
+        columns = [f"{op:<12}", f"{relative:>12}", *(f"{share:>12}" for share in shares)]
+        output.write(f"{' '.join(columns)}  {verdict}\n".encode())
+
+    line("gradient of", "differences", list(rivals), "")
+    passed = True
+    for name in (options.op,) if options.op else gradcheck.NAMES:
+        found = gradcheck.check(name, rivals, options.examples, options.seed)
+        shares = [f"{share:.3f}" for share in (found.shares or {}).values()]
+        line(name, f"{found.relative:.1e}", shares, "ok" if found.passed else "OUTSIDE")
+        passed &= found.passed
+    output.write(
+        b"differences: worst error beside the largest entry, in float64; "
+        b"a backend: share of its bound used\n"
+    )
+    return 0 if passed else 1

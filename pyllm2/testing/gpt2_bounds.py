@@ -1,0 +1,406 @@
+"""What an op of `pyllm2.gpt2.ops` may be off by: float64 evaluation and forward error bound.
+
+The manner and the model of arithmetic are those of `bounds`. An op with several results gives a
+tuple of `Bounded`. What the forward has kept (mean, rstd, att, probs) is taken as given by the
+bound of a backward, to the bit: what it is off by counts once, in the bound of the forward.
+
+A bound holds for every formula that the specification names for an op: sech² through cosh as well
+as 1 - tanh², the softmax's Jacobian multiplied out as well as its short form, a division or the
+product with a reciprocal. Inputs of the size of `strategies.numbers`: nothing overflows but cosh.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pyllm2.testing.bounds import (
+    EXP_ULP,
+    SLACK,
+    SMALLEST_NORMAL,
+    TINY,
+    Array64,
+    Bounded,
+    Growth,
+    U,
+    gamma,
+)
+
+EPS = float(np.float32(1e-5))
+FLOOR = -10000.0  # the search for a largest score begins here
+GELU_CUBIC = float(np.float32(0.044715))
+GELU_SCALE = float(np.sqrt(np.float32(2 / np.pi)))
+
+# Worst errors seen, in ulp: NumPy's float32 cosh 2.5 and log 3.9, its tanh 1.4.
+TANH_ULP = 2
+COSH_ULP = 3
+LOG_ULP = 4
+
+# exp below this underflows to 0, or may be flushed to 0; the gap between is nobody's business.
+SURELY_ZERO, SURELY_NORMAL = -106.0, -80.0
+TANH_IS_ONE = 10.0  # from here on tanh rounds to 1: 2·exp(-20) is below u/8
+
+
+def _float64(*arrays: ArrayLike) -> list[Array64]:
+    return [np.asarray(a, np.float64) for a in arrays]
+
+
+def _growths(counts: NDArray[np.integer], growth: Growth) -> Array64:
+    """The growth of as many roundings as each count says; none for 0."""
+    table = np.array([0.0] + [growth(n) for n in range(1, int(counts.max(initial=0)) + 1)])
+    return table[counts]
+
+
+def encoder_forward(
+    tokens: NDArray[np.integer], wte: ArrayLike, wpe: ArrayLike, growth: Growth = gamma
+) -> Bounded:
+    """One addition, one rounding (a sum never underflows inexactly)."""
+    wte, wpe = _float64(wte, wpe)
+    value = wte[tokens] + wpe[: tokens.shape[1]]
+    return Bounded(value, U * np.abs(value))
+
+
+def encoder_backward(
+    dout: ArrayLike,
+    tokens: NDArray[np.integer],
+    dwte: ArrayLike,
+    dwpe: ArrayLike,
+    growth: Growth = gamma,
+) -> tuple[Bounded, Bounded]:
+    """n additions to what is there, n how often a row occurs: γ_n · (|there| + Σ|dout|).
+
+    A row that does not occur comes back as it was, to the bit.
+    """
+    dout, dwte, dwpe = _float64(dout, dwte, dwpe)
+    B, T, _ = dout.shape
+    times = np.bincount(tokens.ravel(), minlength=len(dwte))
+    into_wte, into_wpe = np.zeros((2, *dwte.shape)), np.zeros((2, *dwpe.shape))
+    for into, part in zip(range(2), (dout, np.abs(dout)), strict=True):
+        np.add.at(into_wte[into], tokens, part)
+        into_wpe[into][:T] = part.sum(axis=0)
+    error_wte = _growths(times, growth)[:, None] * (np.abs(dwte) + into_wte[1])
+    error_wpe = growth(B) * (np.abs(dwpe) + into_wpe[1])
+    error_wpe[T:] = 0
+    return Bounded(dwte + into_wte[0], error_wte), Bounded(dwpe + into_wpe[0], error_wpe)
+
+
+def layernorm_forward(
+    x: ArrayLike, w: ArrayLike, b: ArrayLike, growth: Growth = gamma
+) -> tuple[Bounded, Bounded, Bounded]:
+    """The mean is off by e = γ_{C+1} · mean|x|, and everything else follows from that.
+
+    A shift of the mean by δ does not change Σ(x - mean) = 0, so the variance grows by δ² ≤ e²
+    only: it lies between v·(1 - γ) and (v + e²)·(1 + γ) with γ of C + 4 roundings (two of x - mean
+    squared, one of the product, C of the mean, one for a reciprocal). rstd falls with it: its
+    bound is that interval, plus four roundings (plus epsilon, root, reciprocal, one to spare).
+    n = (x - mean)·rstd inherits both errors; two products and a sum make out of it.
+    Where a row is nearly constant, e² is far above v + 1e-5, and the bound says what is true:
+    nothing is left of the digits.
+    """
+    x, w, b = _float64(x, w, b)
+    C = x.shape[-1]
+    mean = np.mean(x, axis=-1, keepdims=True)
+    e_mean = growth(C + 1) * np.mean(np.abs(x), axis=-1, keepdims=True) + 2 * TINY
+    centred = x - mean
+    e_centred = e_mean + U * (np.abs(centred) + e_mean)
+
+    var = np.mean(centred * centred, axis=-1, keepdims=True)
+    g = growth(C + 4)
+    least = np.maximum(var * (1 - g) - 2 * TINY, 0)
+    most = (var + e_mean**2) * (1 + g) + 2 * TINY
+    rstd = 1 / np.sqrt(var + EPS)
+    high, low = 1 / np.sqrt(least + EPS), 1 / np.sqrt(most + EPS)
+    e_rstd = np.maximum(high - rstd, rstd - low) + growth(4) * high
+
+    n = centred * rstd
+    e_n = np.abs(centred) * e_rstd + e_centred * (rstd + e_rstd)
+    scaled = np.abs(w) * (np.abs(n) + e_n)
+    error = np.abs(w) * e_n + growth(3) * scaled + growth(1) * np.abs(b)
+    error += TINY * (2 + np.abs(w) + np.abs(centred) + rstd)
+    return (
+        Bounded(n * w + b, SLACK * error),
+        Bounded(mean[..., 0], SLACK * e_mean[..., 0]),
+        Bounded(rstd[..., 0], SLACK * e_rstd[..., 0]),
+    )
+
+
+def layernorm_backward(
+    dout: ArrayLike,
+    x: ArrayLike,
+    w: ArrayLike,
+    mean: ArrayLike,
+    rstd: ArrayLike,
+    growth: Growth = gamma,
+) -> tuple[Bounded, Bounded, Bounded]:
+    """Three terms of dx, each with the roundings that it passes, on absolute values.
+
+    g·s: one of g, two sums, one product: γ_4.   mean(g)·s: C + 2 of the mean, then four: γ_{C+5}.
+    n·mean(g·n)·s: two for n, three and C + 2 of the mean, four more: γ_{C+10}.
+    dw: n has two roundings, the product one, the sum N - 1 with N = B·T: γ_{N+2}. db: γ_{N-1}.
+    """
+    dout, x, w, mean, rstd = _float64(dout, x, w, mean, rstd)
+    C, N = x.shape[-1], mean.size
+    s = rstd[..., None]
+    n, g = (x - mean[..., None]) * s, dout * w
+    along_one = np.mean(g, axis=-1, keepdims=True)
+    along_n = np.mean(g * n, axis=-1, keepdims=True)
+    abs_n, abs_g = np.abs(n), np.abs(g)
+    abs_one = np.mean(abs_g, axis=-1, keepdims=True)
+    abs_along_n = np.mean(abs_g * abs_n, axis=-1, keepdims=True)
+    error = growth(4) * abs_g + growth(C + 5) * abs_one + growth(C + 10) * abs_n * abs_along_n
+    lost = 4 + abs_along_n + abs_n * (3 + abs_one + np.mean(abs_n, axis=-1, keepdims=True))
+    dx_error = np.abs(s) * (error + TINY * lost) + TINY * (2 + abs_g)
+
+    axes = (0, 1)
+    dw_error = growth(N + 2) * np.sum(np.abs(n * dout), axes)
+    dw_error += TINY * (N + np.sum(np.abs(dout), axes))
+    return (
+        Bounded((g - along_one - n * along_n) * s, SLACK * dx_error),
+        Bounded(np.sum(n * dout, axes), SLACK * dw_error),
+        Bounded(np.sum(dout, axes), growth(max(N - 1, 1)) * np.sum(np.abs(dout), axes)),
+    )
+
+
+def matmul_forward(
+    x: ArrayLike, w: ArrayLike, b: ArrayLike | None = None, growth: Growth = gamma
+) -> Bounded:
+    """C products and as many additions, the bias first or last: γ_{C+1} · (Σ|x·w| + |b|)."""
+    x, w = _float64(x, w)
+    C = x.shape[-1]
+    bias = np.zeros(len(w)) if b is None else np.asarray(b, np.float64)
+    roundings = C if b is None else C + 1
+    total = np.abs(x) @ np.abs(w).T + np.abs(bias)
+    return Bounded(x @ w.T + bias, growth(roundings) * total + C * TINY)
+
+
+def matmul_backward(
+    dout: ArrayLike, x: ArrayLike, w: ArrayLike, growth: Growth = gamma
+) -> tuple[Bounded, Bounded, Bounded]:
+    """Sums of n products in any order, γ_n each: n = OC for dx, B·T for dw; B·T terms for db."""
+    dout, x, w = _float64(dout, x, w)
+    OC, C = w.shape
+    rows, drows = x.reshape(-1, C), dout.reshape(-1, OC)
+    N = len(rows)
+    dx_error = growth(OC) * (np.abs(dout) @ np.abs(w)) + OC * TINY
+    dw_error = growth(N) * (np.abs(drows).T @ np.abs(rows)) + N * TINY
+    db_error = growth(N - 1) * np.sum(np.abs(drows), axis=0) if N > 1 else np.zeros(OC)
+    return (
+        Bounded(dout @ w, dx_error),
+        Bounded(drows.T @ rows, dw_error),
+        Bounded(drows.sum(axis=0), db_error),
+    )
+
+
+def softmax_rows(
+    x: Array64, x_error: Array64 | float, divisions: int, growth: Growth
+) -> tuple[Bounded, NDArray[np.bool_]]:
+    """Softmax over the last axis with its maximum sought from -10000 upwards; -inf is masked.
+
+    With d = x - max: off by u·|d| and by what x and the maximum are off, which exp turns into a
+    relative error; exp adds EXP_ULP. The sum is off by the p-weighted mean of those plus γ_C; then
+    `divisions` roundings. What is no normal number may be flushed to zero, and an error of that
+    size is divided by the sum, which is small for a row just below -10000.
+
+    Also says which rows lie wholly below: their sum is 0 and the value here is 0. In the narrow
+    band where exp may or may not underflow, nothing is promised: the error is infinite.
+    """
+    C = x.shape[-1]
+    x_error = np.broadcast_to(np.asarray(x_error, np.float64), x.shape)
+    visible = np.isfinite(x)
+    d = x - np.maximum(np.max(x, axis=-1, keepdims=True), FLOOR)
+    top = np.max(d, axis=-1, keepdims=True)
+    largest = np.max(np.where(visible, x_error, 0.0), axis=-1, keepdims=True)
+    below = top + largest < SURELY_ZERO
+    fuzzy = ~below & (top - largest < SURELY_NORMAL)
+
+    e = np.exp(d)
+    total = np.where(below, 1.0, np.maximum(np.sum(e, axis=-1, keepdims=True), 1e-300))
+    p = np.where(below, 0.0, e / total)
+    shift = np.where(visible, U * np.abs(d) + x_error + largest, 0.0)
+    epsilon = np.expm1(np.minimum(shift, 700.0)) + 2 * EXP_ULP * U
+    mean = np.sum(p * epsilon, axis=-1, keepdims=True) + growth(C)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(mean < 1, (1 + epsilon) / np.maximum(1 - mean, 0.0) - 1, np.inf)
+        error = np.fmin(SLACK * (relative + divisions * U) * p, 1.0)
+    flushed = np.where(e < 2 * SMALLEST_NORMAL, 2 * SMALLEST_NORMAL, 4 * TINY)
+    error += np.where(visible, flushed / np.minimum(total, 1.0), 0.0)
+    error = np.where(below, 0.0, np.where(fuzzy & visible, np.inf, error))
+    return Bounded(p, error), below
+
+
+def _heads(qkv: Array64, NH: int) -> Array64:
+    B, T, C3 = qkv.shape
+    return qkv.reshape(B, T, 3, NH, C3 // 3 // NH).transpose(2, 0, 3, 1, 4)
+
+
+def attention_forward(
+    qkv: ArrayLike, NH: int, first: int = 0, growth: Growth = gamma
+) -> tuple[Bounded, Bounded]:
+    """Scores as sums of hs products times a scale, `softmax_rows` of those, sums of P products.
+
+    Scores: γ of hs + 3 roundings (root, reciprocal, product) on Σ|q·k| / √hs. The softmax divides
+    in two (reciprocal, product). out = Σ att·v: the errors of att against |v|, and γ_P · Σ att·|v|.
+    A row below -10000 gives zeros, exactly.
+    """
+    qkv = np.asarray(qkv, np.float64)
+    B, P, C3 = qkv.shape
+    q, k, v = _heads(qkv, NH)
+    q, keys, hs = q[:, :, first:], k.swapaxes(-1, -2), C3 // 3 // NH
+    future = np.arange(P) > np.arange(first, P)[:, None]
+    scores = np.where(future, -np.inf, q @ keys / math.sqrt(hs))
+    scores_error = growth(hs + 3) * (np.abs(q) @ np.abs(keys)) / math.sqrt(hs) + 2 * hs * TINY
+    att, _ = softmax_rows(scores, scores_error, 2, growth)
+
+    fuzzy = np.isinf(att.error).any(axis=-1, keepdims=True)
+    weight_error = np.where(fuzzy, 0.0, att.error)
+    values = np.abs(v)
+    error = (weight_error + growth(P) * (att.value + weight_error)) @ values + P * TINY
+    error = np.where(fuzzy, np.inf, np.where(att.value.any(axis=-1, keepdims=True), error, 0.0))
+
+    def together(a: Array64) -> Array64:
+        return a.swapaxes(1, 2).reshape(B, P - first, C3 // 3)
+
+    return Bounded(together(att.value @ v), SLACK * together(error)), att
+
+
+def attention_backward(
+    dout: ArrayLike, qkv: ArrayLike, att: ArrayLike, growth: Growth = gamma
+) -> Bounded:
+    """datt and dv are sums of products, γ_hs and γ_T. dscores by either formula:
+
+        a ∘ (datt - Σ a·datt)        or        Σ_s a_s·(δ - a)·datt_s
+
+    No term passes more than T + 3 roundings in either, and the absolute values of the second's
+    terms are not above a ∘ (|datt| + Σ a·|datt|), those of the first, for weights up to 1. So
+    dscores is off by γ_{T+3} of that, and by what datt is off, weighted in the same way. The scale
+    (three roundings: root, reciprocal, product) and the last sums make γ_{T+4}.
+    """
+    dout, qkv, att = _float64(dout, qkv, att)
+    B, T, C = dout.shape
+    NH = att.shape[1]
+    hs = C // NH
+    q, k, v = _heads(qkv, NH)
+    scale = 1 / math.sqrt(hs)
+    dhead = dout.reshape(B, T, NH, hs).swapaxes(1, 2)
+
+    datt = np.where(att != 0, dhead @ v.swapaxes(-1, -2), 0.0)
+    abs_datt = np.where(att != 0, np.abs(dhead) @ np.abs(v).swapaxes(-1, -2), 0.0)
+    e_datt = growth(hs) * abs_datt + hs * TINY
+    dscores = att * (datt - np.sum(att * datt, axis=-1, keepdims=True))
+
+    def weighted(a: Array64) -> Array64:
+        return np.abs(att) * (a + np.sum(np.abs(att) * a, axis=-1, keepdims=True))
+
+    largest = np.max(np.abs(datt), axis=-1, keepdims=True, initial=0)
+    e_dscores = weighted(e_datt) + growth(T + 3) * weighted(np.abs(datt) + e_datt)
+    e_dscores += np.where(att != 0, TINY * (2 * T + 2) * (1 + largest), 0.0)
+
+    def product(a: Array64, e_a: Array64, b: Array64) -> Array64:
+        whole = (e_a + growth(T + 4) * (np.abs(a) + e_a)) @ np.abs(b)
+        return scale * whole + TINY * (2 * T + np.sum(np.abs(b), axis=-2, keepdims=True))
+
+    turned, e_turned = dscores.swapaxes(-1, -2), e_dscores.swapaxes(-1, -2)
+    weights = att.swapaxes(-1, -2)
+    dv_error = growth(T) * (np.abs(weights) @ np.abs(dhead)) + T * TINY
+
+    def together(dq: Array64, dk: Array64, dv: Array64) -> Array64:
+        return np.stack([dq, dk, dv]).transpose(1, 3, 0, 2, 4).reshape(B, T, 3 * C)
+
+    value = together(dscores @ k * scale, turned @ q * scale, weights @ dhead)
+    error = together(product(dscores, e_dscores, k), product(turned, e_turned, q), dv_error)
+    return Bounded(value, SLACK * error)
+
+
+def _gelu_parts(x: Array64, growth: Growth) -> tuple[Array64, Array64, Array64, Array64]:
+    """a, tanh a, sech² a and what tanh is off by, in absolute terms.
+
+    a has terms of one sign: γ_5. The slope of tanh turns that into sech²a·|a|·γ_5. Only 1 + tanh
+    and 1 - tanh² are ever used, so an ulp of tanh counts as one of 1.
+    """
+    a = GELU_SCALE * (x + GELU_CUBIC * x * x * x)
+    tanh = np.tanh(a)
+    with np.errstate(over="ignore"):
+        sech2 = 1 / np.cosh(a) ** 2
+    return a, tanh, sech2, SLACK * sech2 * np.abs(a) * growth(5) + 2 * TANH_ULP * U
+
+
+def gelu_forward(x: ArrayLike, growth: Growth = gamma) -> Bounded:
+    """|x|/2 times what 1 + tanh is off by: that of tanh, its own rounding, and one product."""
+    (x,) = _float64(x)
+    _, tanh, _, e_tanh = _gelu_parts(x, growth)
+    half = np.abs(x) / 2
+    error = half * (e_tanh + growth(2) * (1 + tanh + e_tanh))
+    return Bounded(x / 2 * (1 + tanh), SLACK * error + 2 * TINY)
+
+
+def gelu_backward(dout: ArrayLike, x: ArrayLike, growth: Growth = gamma) -> Bounded:
+    """A sum of two terms: ½(1 + tanh a) as above, and x/2 · sech²a · S · (1 + 3K·x²).
+
+    sech² as 1/cosh²: relative, twice what cosh is off by (its slope is tanh: |a·tanh a|·γ_5, and
+    COSH_ULP) and two roundings; where cosh overflows, a number below the smallest normal one is
+    lost. As 1 - tanh²: absolute, twice what tanh is off by and two roundings, until tanh is 1.
+    The other factors of the second term have the roundings of eight operations.
+    """
+    dout, x = _float64(dout, x)
+    a, tanh, sech2, e_tanh = _gelu_parts(x, growth)
+    relative = 2 * (np.abs(a * tanh) * growth(5) + 2 * COSH_ULP * U) + 2 * U
+    near = np.abs(a) < TANH_IS_ONE
+    e_sech2 = sech2 * relative + np.where(near, 2 * np.abs(tanh) * e_tanh + 2 * U, 0.0)
+    e_sech2 += 2 * SMALLEST_NORMAL
+    other = np.abs(x) / 2 * GELU_SCALE * (1 + 3 * GELU_CUBIC * x * x)
+    slope = (1 + tanh) / 2 + np.copysign(other, x) * sech2
+    e_slope = (e_tanh + growth(1) * (1 + tanh + e_tanh)) / 2
+    e_slope += other * (e_sech2 + growth(8) * (sech2 + e_sech2))
+    e_slope += growth(1) * (np.abs(slope) + e_slope)
+    error = np.abs(dout) * (e_slope + growth(1) * (np.abs(slope) + e_slope))
+    return Bounded(dout * slope, SLACK * error + TINY * (1 + np.abs(dout)) * (2 + other))
+
+
+def residual_forward(a: ArrayLike, b: ArrayLike, growth: Growth = gamma) -> Bounded:
+    """One addition, one rounding."""
+    a, b = _float64(a, b)
+    return Bounded(a + b, U * np.abs(a + b))
+
+
+def residual_backward(dout: ArrayLike, growth: Growth = gamma) -> tuple[Bounded, Bounded]:
+    """Two copies: no error at all."""
+    (dout,) = _float64(dout)
+    return Bounded(dout, np.zeros_like(dout)), Bounded(dout, np.zeros_like(dout))
+
+
+def softmax_forward(logits: ArrayLike, V: int, growth: Growth = gamma) -> Bounded:
+    """`softmax_rows` of the first V, one division; padding exactly 0; NaN (0/0) if all below."""
+    (logits,) = _float64(logits)
+    p, below = softmax_rows(logits[..., :V], 0.0, 1, growth)
+    value, error = np.zeros_like(logits), np.zeros_like(logits)
+    value[..., :V], error[..., :V] = np.where(below, np.nan, p.value), p.error
+    return Bounded(value, error)
+
+
+def crossentropy_forward(
+    probs: ArrayLike, targets: NDArray[np.integer], growth: Growth = gamma
+) -> Bounded:
+    """LOG_ULP of the logarithm, and nothing where it is 0 or infinite."""
+    (probs,) = _float64(probs)
+    with np.errstate(divide="ignore"):
+        value = -np.log(np.take_along_axis(probs, targets[..., None], axis=-1)[..., 0])
+    return Bounded(value, 2 * LOG_ULP * U * np.where(np.isinf(value), 0.0, np.abs(value)))
+
+
+def crossentropy_softmax_backward(
+    dlosses: ArrayLike,
+    probs: ArrayLike,
+    targets: NDArray[np.integer],
+    V: int,
+    growth: Growth = gamma,
+) -> Bounded:
+    """One subtraction and one product: γ_2 of the result; padding exactly 0."""
+    dlosses, probs = _float64(dlosses, probs)
+    value = probs - (np.arange(probs.shape[-1]) == targets[..., None])
+    value[..., V:] = 0
+    value *= dlosses[..., None]
+    error = growth(2) * np.abs(value) + TINY
+    error[..., V:] = 0
+    return Bounded(value, error)

@@ -1,0 +1,56 @@
+"""`pyllm2 gradcheck`: a table, an exit code, and one line where it cannot run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyllm2.testing import gradcheck
+
+from .program import in_process
+
+
+def test_it_prints_a_line_for_the_gradient_asked_for(tmp_path: Path) -> None:
+    """A column for each backend; nothing on stderr; the same again for the same seed."""
+    argv = ["gradcheck", "gelu", "--examples", "2", "--seed", "3"]
+    outcome = in_process(argv, tmp_path)
+    assert (outcome.code, outcome.err) == (0, b"")
+    header, line, _ = outcome.out.decode().splitlines()
+    assert "numpy" in header
+    assert line.startswith("gelu")
+    assert line.endswith("ok")
+    assert in_process(argv, tmp_path).out == outcome.out
+
+
+def test_what_is_outside_makes_it_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 1, and the line says which."""
+
+    def outside(name: str, *_: Any) -> gradcheck.Finding:
+        return gradcheck.Finding(name, 0.1, 2.0 if name == "matmul" else 0.5, {})
+
+    monkeypatch.setattr(gradcheck, "check", outside)
+    outcome = in_process(["gradcheck"], tmp_path)
+    assert outcome.code == 1
+    lines = [line.split() for line in outcome.out.decode().splitlines()[1:-1]]
+    assert [line[0] for line in lines] == list(gradcheck.NAMES)
+    assert [line[0] for line in lines if line[-1] != "ok"] == ["matmul"]
+
+
+def test_a_gradient_that_does_not_exist_is_a_usage_error(tmp_path: Path) -> None:
+    """It names those that do."""
+    outcome = in_process(["gradcheck", "softmax"], tmp_path)
+    expected = f"pyllm2: error: OP: 'softmax': expected one of {', '.join(gradcheck.NAMES)}\n"
+    assert (outcome.code, outcome.out, outcome.err.decode()) == (2, b"", expected)
+
+
+def test_without_hypothesis_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line."""
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    outcome = in_process(["gradcheck"], tmp_path)
+    expected = b"pyllm2: error: gradcheck needs hypothesis: pip install 'pyllm2[testing]'\n"
+    assert (outcome.code, outcome.out, outcome.err) == (1, b"", expected)
