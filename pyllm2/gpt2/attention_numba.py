@@ -35,6 +35,12 @@ def _scale(hs):
 
 
 @njit
+def _address(array):
+    """Signed, as the numbers it is added to: every mixture would be compiled on its own."""
+    return np.int64(array.ctypes.data)
+
+
+@njit
 def _softmax_row(row, seen, scale):
     """Scores to weights, in place; 0 for the positions after the first `seen`."""
     past = row[:seen]
@@ -62,18 +68,18 @@ def _dscores_row(datt, att, seen, scale):
 @njit
 def _head_forward(qkv, C, out, att, work):
     """One head: qkv (T, 3C) and out (T, C), of which it sees hs columns; att (T, T)."""
-    T, hs = len(qkv), out.shape[1]
-    q = qkv.ctypes.data
+    (T, hs), C3, one, none = out.shape, 3 * C, np.int64(1), np.int64(0)  # literals: compiled anew
+    q = _address(qkv)
     k, v = q + 4 * C, q + 8 * C
     for first in range(0, T, ROWS):
         last = min(first + ROWS, T)
-        block = att[first:last]
-        gemm_alone(q + 12 * C * first, 3 * C, 1, k, 1, 3 * C, block.ctypes.data, T, 0, 0,
-                   last - first, last, hs, work, 1)  # fmt: skip
+        n, weights = last - first, _address(att[first:])
+        gemm_alone(q + 4 * C3 * first, C3, one, k, one, C3, weights, T, none, none,
+                   n, last, hs, work, one)  # fmt: skip
         for t in range(first, last):
             _softmax_row(att[t], t + 1, _scale(hs))
-        gemm_alone(block.ctypes.data, T, 1, v, 3 * C, 1, out[first:].ctypes.data, C, 0, 0,
-                   last - first, hs, last, work, 1)  # fmt: skip
+        gemm_alone(weights, T, one, v, C3, one, _address(out[first:]), C, none, none,
+                   n, hs, last, work, one)  # fmt: skip
 
 
 @njit
@@ -82,22 +88,21 @@ def _head_backward(dout, qkv, C, att, dqkv, datt, work):
 
     The last block of queries sees all keys and so writes every row of dk and dv; the others add.
     """
-    T, hs = len(qkv), dout.shape[1]
-    q, dq, room = qkv.ctypes.data, dqkv.ctypes.data, datt.ctypes.data
+    (T, hs), C3, one, none = dout.shape, 3 * C, np.int64(1), np.int64(0)
+    q, dq, room = _address(qkv), _address(dqkv), _address(datt)
     k, v, dk, dv = q + 4 * C, q + 8 * C, dq + 4 * C, dq + 8 * C
     for block in range((T - 1) // ROWS, -1, -1):
         first = block * ROWS
         last = min(first + ROWS, T)
-        n, above = last - first, 12 * C * first
-        weights, d = att[first:].ctypes.data, dout[first:].ctypes.data
-        gemm_alone(d, C, 1, v, 1, 3 * C, room, T, 0, 0, n, last, hs, work, 1)
+        n, above = last - first, 4 * C3 * first
+        weights, d = _address(att[first:]), _address(dout[first:])
+        gemm_alone(d, C, one, v, one, C3, room, T, none, none, n, last, hs, work, one)
         for t in range(first, last):
             _dscores_row(datt[t - first, :last], att[t, :last], t + 1, _scale(hs))
-        gemm_alone(room, T, 1, k, 3 * C, 1, dq + above, 3 * C, 0, 0, n, hs, last, work, 1)
-        k_before, v_before = (0, 0) if last == T else (dk, dv)
-        gemm_alone(room, 1, T, q + above, 3 * C, 1, dk, 3 * C, k_before, 3 * C,
-                   last, hs, n, work, 1)  # fmt: skip
-        gemm_alone(weights, 1, T, d, C, 1, dv, 3 * C, v_before, 3 * C, last, hs, n, work, 1)
+        k_start, v_start = (none, none) if last == T else (dk, dv)
+        gemm_alone(room, T, one, k, C3, one, dq + above, C3, none, none, n, hs, last, work, one)
+        gemm_alone(room, one, T, q + above, C3, one, dk, C3, k_start, C3, last, hs, n, work, one)
+        gemm_alone(weights, one, T, d, C, one, dv, C3, v_start, C3, last, hs, n, work, one)
 
 
 def _forward(qkv, att, out, works, counter):

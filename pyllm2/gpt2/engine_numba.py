@@ -124,8 +124,8 @@ def _forward(
             p.ln2w[i], p.ln2b[i], a.ln2, a.ln2_mean, a.ln2_rstd,
         )  # fmt: skip
         r.product(a.ln2, p.fcw[i].T, a.fch, p.fcb[i])
-        kernels.gelu_forward(a.fch, a.fch_gelu)
-        r.product(a.fch_gelu, p.fcprojw[i].T, r.branch, p.fcprojb[i])
+        kernels.gelu_forward(a.fch, r.fch_gelu)
+        r.product(r.fch_gelu, p.fcprojw[i].T, r.branch, p.fcprojb[i])
         if i + 1 < len(r.blocks):
             n = r.blocks[i + 1]
             total, normed, mean, rstd = n.residual1, n.ln1, n.ln1_mean, n.ln1_rstd
@@ -163,7 +163,8 @@ def _backward(r: Room, p: Any, tokens: Tokens, g: Any, fresh: bool) -> None:
     norm(r.residual3, p.lnfw, r.lnf_mean, r.lnf_rstd, g.lnfw, g.lnfb, True)
     for i in reversed(range(len(r.blocks))):
         a = r.blocks[i]
-        linear(dx, a.fch_gelu, p.fcprojw[i], g.fcprojw[i], g.fcprojb[i], r.dfch)
+        kernels.gelu_forward(a.fch, r.fch_gelu)  # again: quicker than it is large
+        linear(dx, r.fch_gelu, p.fcprojw[i], g.fcprojw[i], g.fcprojb[i], r.dfch)
         kernels.gelu_backward(r.dfch, a.fch)
         linear(r.dfch, a.ln2, p.fcw[i], g.fcw[i], g.fcb[i], dbranch)
         norm(a.residual2, p.ln2w[i], a.ln2_mean, a.ln2_rstd, g.ln2w[i], g.ln2b[i], False)

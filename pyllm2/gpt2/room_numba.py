@@ -22,7 +22,7 @@ class Block:
         self.ln1_mean, self.ln1_rstd, self.ln2_mean, self.ln2_rstd = _arrays(4, N)
         self.qkv = np.empty((N, 3 * C), np.float32)
         self.att = np.empty((B, NH, T, T), np.float32)
-        self.fch, self.fch_gelu = _arrays(2, N, 4 * C)
+        self.fch = np.empty((N, 4 * C), np.float32)
 
 
 class Room:
@@ -37,6 +37,7 @@ class Room:
             self.blocks = [Block(config, B, T)] * config.num_layers
         self.residual3, self.lnf, self.branch = _arrays(3, N, C)
         self.lnf_mean, self.lnf_rstd = _arrays(2, N)
+        self.fch_gelu = np.empty((N, 4 * C), np.float32)
         self.logits = np.empty((N, Vp), np.float32)
         self.product = Products(threads)
         self._counter = np.zeros(1, np.int64)
