@@ -70,9 +70,8 @@ RULES = [
     ("pyllm2.llama2.tokenizer", ["pyllm2.errors", "pyllm2.formats*"]),
     ("pyllm2.backends", ["pyllm2*", "numba"]),
     ("pyllm2.bench", ["pyllm2*", "numpy*", "matplotlib*"]),
-    ("pyllm2.cli*", ["pyllm2*", "numpy*", "tabulate", "tqdm"]),
     ("pyllm2.cli.gradcheck", ["pyllm2*", "hypothesis"]),
-    ("pyllm2.cli*", ["pyllm2*", "numpy*", "tabulate"]),
+    ("pyllm2.cli*", ["pyllm2*", "numpy*", "tabulate", "tqdm"]),
     ("pyllm2*", ["pyllm2*", "numpy*"]),
 ]
 ONLY_IMPORTED_BY = {
