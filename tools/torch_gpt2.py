@@ -55,7 +55,7 @@ class TorchTraining:
         loss = self.loss(torch.from_numpy(tokens), torch.from_numpy(targets))
         loss.backward()
         self.optimizer.step()
-        return float(loss)
+        return loss.item()
 
 
 BLOCK = (

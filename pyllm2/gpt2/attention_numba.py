@@ -110,8 +110,7 @@ def _forward(qkv, att, out, works, counter):
 
     works: for each thread the address of a workspace of `gemm_numba`
     """
-    B, T, C = out.shape
-    NH = att.shape[1]
+    (B, _, C), NH = out.shape, att.shape[1]
     hs = C // NH
     put_int(counter, 0)
     for thread in prange(len(works)):
@@ -126,8 +125,7 @@ def _forward(qkv, att, out, works, counter):
 
 def _backward(dout, qkv, att, dqkv, room, works, counter):
     """The same backwards. dqkv: (B, T, 3C), written   room: (threads, ROWS, T)"""
-    B, T, C = dout.shape
-    NH = att.shape[1]
+    (B, _, C), NH = dout.shape, att.shape[1]
     hs = C // NH
     put_int(counter, 0)
     for thread in prange(len(works)):

@@ -58,9 +58,8 @@ class FastOps(ops_numba.Ops):
         return type(model)(model.config, model.params, self._plain)
 
     def _threads_for(self, model: Any, tokens: Tokens) -> int:
-        most = min(self.threads or numba.config.NUMBA_NUM_THREADS, numba.config.NUMBA_NUM_THREADS)
         work = tokens.size * model.params.flat.size // MULTIPLICATIONS_WORTH_A_THREAD
-        return max(1, min(most, self.threads or work))
+        return max(1, min(numba.get_num_threads(), self.threads or work))
 
     def _room(self, model: Any, tokens: Tokens, threads: int, trains: bool) -> Room:
         """One that fits, or a new one. Two are kept: one to train with, one to evaluate."""
@@ -69,7 +68,8 @@ class FastOps(ops_numba.Ops):
                 break
         else:
             self._rooms = [room for room in self._rooms if room.trains != trains]
-            room = Room(model.config, *tokens.shape, threads, trains)
+            B, T = tokens.shape
+            room = Room(model.config, B, T, threads, trains)
             self._rooms.append(room)
         return room
 
@@ -133,9 +133,7 @@ def _forward(
         else:
             total, normed, mean, rstd = r.residual3, r.lnf, r.lnf_mean, r.lnf_rstd
             w, b = p.lnfw, p.lnfb
-        kernels.residual_layernorm_forward(
-            a.residual2, r.branch, total, w, b, normed, mean, rstd
-        )
+        kernels.residual_layernorm_forward(a.residual2, r.branch, total, w, b, normed, mean, rstd)
     r.product(r.lnf, p.wte.T, r.logits)
     losses = np.empty(B * T, np.float32)
     kernels.crossentropy(

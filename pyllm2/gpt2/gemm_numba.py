@@ -47,7 +47,7 @@ SHARED_BYTES = 4 * SHARED * KC * K_BLOCKS  # SHARED is a multiple of MR and NR
 
 
 def workspace(threads: int) -> NDArray[np.uint8]:
-    """Memory for `gemm`, zero at first; begins on a cache line. What is not needed is not touched."""
+    """Memory for `gemm`, zero at first; begins on a cache line. Unused parts stay untouched."""
     nbytes = PACKED + SHARED_BYTES + OWN * threads
     room = np.zeros(nbytes + 64, np.uint8)
     start = -address(room) % 64
@@ -184,8 +184,9 @@ def _unit(share_a, shared, own, zeros, block, a, a_row, a_k, b, b_k, b_col,
             else:
                 i, j = t % tiles_down * MR, t // tiles_down * NR
             first = 0 if start == 0 else start + 4 * (i * start_row + j)
+            rows, columns = min(MR, M - i), min(NR, N - j)
             _tile(left + 4 * i * steps, right + 4 * j * steps, steps, c + 4 * (i * c_row + j),
-                  c_row, first, start_row, min(MR, M - i), min(NR, N - j), zeros, spare)  # fmt: skip
+                  c_row, first, start_row, rows, columns, zeros, spare)  # fmt: skip
 
 
 @njit

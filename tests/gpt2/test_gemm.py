@@ -23,7 +23,9 @@ from pyllm2.testing import bounds
 PRODUCTS = {threads: Products(threads) for threads in (1, 2)}
 
 # Sizes on either side of every boundary: a tile's, a thread's share, a block of K, a packed part.
-edges = sorted({1, 2, MR - 1, MR, MR + 1, NR - 1, NR, NR + 1, OWN_WIDTH, OWN_WIDTH + 1, 2 * OWN_WIDTH})
+edges = sorted(
+    {1, 2, MR - 1, MR, MR + 1, NR - 1, NR, NR + 1, OWN_WIDTH, OWN_WIDTH + 1, 2 * OWN_WIDTH}
+)
 sizes = st.one_of(st.sampled_from(edges), st.integers(1, 130))
 depths = st.one_of(st.sampled_from([1, 15, 16, 17, KC, KC + 1]), st.integers(1, 60))
 
@@ -91,9 +93,7 @@ def test_what_is_cut_into_parts_is_put_together(
 
 @settings(max_examples=10)
 @given(case=cases, M=sizes, N=sizes, K=depths)
-def test_the_bits_do_not_depend_on_the_number_of_threads(
-    case: Any, M: int, N: int, K: int
-) -> None:
+def test_the_bits_do_not_depend_on_the_number_of_threads(case: Any, M: int, N: int, K: int) -> None:
     """A sum is never shared between threads."""
     alone, together = (product(case, M, N, K, threads)[0] for threads in (1, 2))
     np.testing.assert_array_equal(alone, together)
