@@ -1,0 +1,215 @@
+"""The whole step in one piece: what `test_model.py` does not ask of every backend."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("numba", reason="needs numba")
+import numba
+
+if numba.config.DISABLE_JIT:
+    pytest.skip("then there is no engine", allow_module_level=True)
+
+from pyllm2.gpt2 import ops as specification
+from pyllm2.gpt2.attention_numba import ROWS
+from pyllm2.gpt2.config import GPT2Config
+from pyllm2.gpt2.engine_numba import FastOps
+from pyllm2.gpt2.kernels_numba import COLUMNS, LANES
+from pyllm2.gpt2.model import GPT2
+from pyllm2.testing import assert_close, gpt2_strategies, training_bound
+from pyllm2.training.parameters import Parameters
+from tests.gpt2 import golden as files
+
+ENGINE = FastOps()
+
+# A sequence of more than one block of queries, more channels than a thread sums, odd head sizes,
+# a vocabulary that LANES does not divide, padding.
+LONG = GPT2Config(ROWS + 40, LANES + 5, 2, 3, COLUMNS + 11, LANES + 9)
+
+
+def model_of(config: GPT2Config, ops: Any, seed: int = 0) -> tuple[GPT2, Any, Any]:
+    """Random weights, and tokens and targets of two rows of the full length."""
+    random = np.random.default_rng(seed)
+    params = Parameters(config.shapes())
+    params.flat[...] = 0.3 * random.standard_normal(params.flat.size)
+    shape = (2, config.max_seq_len)
+    tokens, targets = (random.integers(0, config.vocab_size, shape) for _ in range(2))
+    return GPT2(config, params, ops), tokens, targets
+
+
+def step(model: GPT2, tokens: Any, targets: Any, dloss: float = 0.5) -> tuple[Any, Parameters]:
+    """Losses and gradient; what grads held before is not a number."""
+    grads = model.params.zeros_like()
+    grads.flat[...] = np.nan
+    return model.add_gradient(tokens, targets, dloss, grads, fresh=True), grads
+
+
+def test_long_sequences_lie_within_the_bound() -> None:
+    """Attention in more than one block of queries."""
+    model, tokens, targets = model_of(LONG, ENGINE)
+    bound = training_bound(model, tokens, targets, 0.5)
+    losses, grads = step(model, tokens, targets)
+    assert_close(losses, bound.losses, "losses")
+    assert_close(model.losses(tokens, targets), bound.losses, "losses alone")
+    for name, expected in bound.gradient.items():
+        assert_close(grads[name], expected, f"gradient of {name}")
+
+
+def test_a_gradient_is_added_to_what_was_there() -> None:
+    """Twice the same batch is twice its gradient, but for the rounding of one addition."""
+    model, tokens, targets = model_of(LONG, ENGINE)
+    _, once = step(model, tokens, targets)
+    twice = Parameters(once.shapes, once.flat.copy())
+    model.add_gradient(tokens, targets, 0.5, twice, fresh=False)
+    bound = training_bound(model, tokens, targets, 0.5)
+    for name, (value, error) in bound.gradient.items():
+        room = 2 * error + 2.0**-23 * np.abs(2 * value)
+        assert (np.abs(twice[name] - 2 * value) <= room).all(), name
+
+
+@settings(max_examples=10)
+@given(data=st.data())
+def test_the_same_bits_again_and_for_any_number_of_threads(data: st.DataObject) -> None:
+    """What a run was resumed from is what it would have been."""
+    model = data.draw(gpt2_strategies.gpt2_models(ENGINE))
+    tokens, targets = data.draw(gpt2_strategies.batches(model.config))
+    losses, grads = step(model, tokens, targets)
+    for ops in (ENGINE, FastOps(1), FastOps(2)):
+        again = GPT2(model.config, model.params, ops)
+        other_losses, other_grads = step(again, tokens, targets)
+        np.testing.assert_array_equal(losses, other_losses)
+        np.testing.assert_array_equal(grads.flat, other_grads.flat)
+        np.testing.assert_array_equal(losses, again.losses(tokens, targets))
+
+
+def test_the_number_of_threads_is_given_back_and_changes_no_bit() -> None:
+    """With enough work that both threads have some."""
+    config = GPT2Config(64, 300, 1, 4, 128, 320)
+    usual, results = numba.get_num_threads(), []
+    for threads in (1, 2):
+        model, tokens, targets = model_of(config, FastOps(threads))
+        results.append(step(model, tokens, targets))
+        assert numba.get_num_threads() == usual
+    (losses, grads), (other_losses, other_grads) = results
+    np.testing.assert_array_equal(losses, other_losses)
+    np.testing.assert_array_equal(grads.flat, other_grads.flat)
+
+
+def test_batches_of_other_shapes_in_between_change_nothing() -> None:
+    """Room is used again: what a batch before has left there must not matter."""
+    model, tokens, targets = model_of(LONG, FastOps())
+    losses, grads = step(model, tokens, targets)
+    for B, T in [(1, 1), (2, 7), (1, LONG.max_seq_len)]:
+        step(model, tokens[:B, :T], targets[:B, :T])
+        model.losses(tokens[:B, :T], targets[:B, :T])
+    other, other_tokens, other_targets = model_of(LONG, model.ops, seed=1)
+    step(other, other_tokens, other_targets)
+    again, again_grads = step(model, tokens, targets)
+    np.testing.assert_array_equal(losses, again)
+    np.testing.assert_array_equal(grads.flat, again_grads.flat)
+
+
+def test_losses_are_not_overwritten_by_the_next_batch() -> None:
+    """A caller may keep them."""
+    model, tokens, targets = model_of(LONG, ENGINE)
+    losses = model.losses(tokens, targets)
+    kept = losses.copy()
+    model.losses(targets, tokens)
+    np.testing.assert_array_equal(losses, kept)
+
+
+@pytest.mark.parametrize("weight", ["wpe", "qkvb", "fcw", "lnfw"])
+def test_nan_arrives(weight: str) -> None:
+    """A weight that is not a number makes losses and gradients that are none."""
+    model, tokens, targets = model_of(LONG, ENGINE)
+    model.params[weight].flat[0] = np.nan
+    losses, grads = step(model, tokens, targets)
+    expected, tensors = step(GPT2(model.config, model.params, specification), tokens, targets)
+    np.testing.assert_array_equal(np.isnan(losses), np.isnan(expected))
+    for name, tensor in tensors.items():
+        assert np.isnan(grads[name])[np.isnan(tensor)].all(), name
+
+
+def test_a_row_of_logits_below_the_floor_is_nan_and_an_underflow_infinite() -> None:
+    """As the specification: the largest logit is sought from -10000 upwards."""
+    config = GPT2Config(1, 2, 1, 1, 4, 3)
+    for scale, expected in [(-1e5, np.nan), (1e3, np.inf)]:
+        model, _, _ = model_of(config, ENGINE)
+        model.params.lnfw[:], model.params.lnfb[:] = 0, 1
+        model.params.wte[:] = [[scale / 4], [(scale if scale < 0 else 0) / 4], [np.inf]]
+        found = model.losses(np.zeros((1, 1), int), np.ones((1, 1), int))
+        np.testing.assert_array_equal(found, [[np.float32(expected)]])
+
+
+def test_float64_parameters_go_the_plain_way() -> None:
+    """Kernels that read addresses would take them for float32."""
+    model, tokens, targets = model_of(LONG, ENGINE)
+    params = Parameters(model.params.shapes, model.params.flat.astype(np.float64))
+    losses, grads = step(GPT2(LONG, params, ENGINE), tokens, targets)
+    bound = training_bound(model, tokens, targets, 0.5)
+    assert_close(losses, bound.losses, "losses")
+    for name, expected in bound.gradient.items():
+        assert_close(grads[name], expected, name)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "targets", "error"),
+    [
+        ([[0, 2]], [[0, 1]], IndexError), ([[0, 1]], [[0, 2]], IndexError),
+        ([[-1, 1]], [[0, 1]], IndexError), ([[0, 0, 0, 0]], [[0, 0, 0, 0]], ValueError),
+        ([[0, 1]], [[0]], ValueError),
+    ],
+)  # fmt: skip
+def test_what_would_be_read_outside_the_arrays_is_refused(
+    tokens: Any, targets: Any, error: Any
+) -> None:
+    """A kernel would follow any number."""
+    model, _, _ = model_of(GPT2Config(3, 2, 1, 1, 2, 4), ENGINE)
+    with pytest.raises(error):
+        model.losses(np.array(tokens), np.array(targets))
+    with pytest.raises(error):
+        step(model, np.array(tokens), np.array(targets))
+
+
+@pytest.mark.parametrize("name", files.STEPS)
+def test_recorded_steps_lie_within_the_bound(name: str, shared: Path) -> None:
+    """The golden models, through the engine, accumulated and fresh."""
+    path = shared / "golden" / "llmc" / "models" / f"{name}.npz"
+    recorded = np.load(path)
+    model = files.read_model(path.parent, ENGINE)
+    bound = files.bound_of_step(path)
+    losses, grads = step(model, recorded["x"], recorded["y"], 1 / recorded["x"].size)
+    assert_close(losses, bound.losses, "losses")
+    for tensor, expected in bound.gradient.items():
+        assert_close(grads[tensor], expected, tensor)
+
+
+def _in_a_child(answers: Any) -> None:
+    model, tokens, targets = model_of(LONG, ENGINE)
+    losses, grads = step(model, tokens, targets)
+    answers.put((losses, grads.flat))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_can_train() -> None:
+    """Parallel kernels would abort there; the plain ops run instead."""
+    model, tokens, targets = model_of(LONG, ENGINE)
+    bound = training_bound(model, tokens, targets, 0.5)
+    step(model, tokens, targets)
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    child = context.Process(target=_in_a_child, args=(answers,))
+    child.start()
+    losses, flat = answers.get(timeout=120)
+    child.join()
+    assert_close(losses, bound.losses, "losses")
+    for name, expected in bound.gradient.items():
+        assert_close(Parameters(model.params.shapes, flat)[name], expected, name)
