@@ -45,9 +45,11 @@ def load(
     Raises FileError or FormatError naming the file, the field, what was found and expected;
     BackendError.
     """
+    name = backend or backends.default()
+    backends.require(name)  # before the file is looked at: it may be large
     if _is_gpt2(path):
-        return _load_gpt2(path, tokenizer, backend or backends.default(), threads)
-    return load_llama2(path, tokenizer, backend, memory_map, lenient, threads)
+        return _load_gpt2(path, tokenizer, name, threads)
+    return load_llama2(path, tokenizer, name, memory_map, lenient, threads)
 
 
 def load_llama2(
