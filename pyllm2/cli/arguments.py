@@ -33,6 +33,13 @@ def at_least_zero(text: str) -> float:
 temperature = at_least_zero
 
 
+def minutes(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number > 0")
+    return value
+
+
 def fraction(text: str) -> float:
     value = _number(text)
     if not 0 <= value <= 1:

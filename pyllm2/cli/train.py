@@ -49,6 +49,8 @@ class Setup:
 
 def main(options: argparse.Namespace) -> int:
     """Train; 0 when it is done, 130 or 143 when a signal has stopped it."""
+    if options.family == "text":
+        return importlib.import_module("pyllm2.cli.train_text").main(options)
     target = os.path.join(options.out, MODEL_FILE)
     _refuse_overwriting(options.init, target)
     if options.plot:
