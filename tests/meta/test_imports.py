@@ -37,7 +37,7 @@ RULES = [
     ("pyllm2.training.signals", []),
     ("pyllm2.training.recipe", ["pyllm2.errors", "pyllm2.training.schedule"]),
     ("pyllm2.training.plot", ["matplotlib*", "pyllm2.errors", "pyllm2.formats.writer", LOG]),
-    ("pyllm2.training.sample", ["numpy*", "pyllm2.sampling"]),
+    ("pyllm2.training.sample", ["pyllm2.generate", "pyllm2.sampling", "pyllm2.session"]),
     ("pyllm2.training.checkpoint", ["numpy*", "pyllm2.errors", "pyllm2.formats*", OUTLIER]),
     ("pyllm2.training.folder", ["filelock", "pyllm2.errors", "pyllm2.training*"]),
     ("pyllm2.training.trainer", ["numpy*", "pyllm2.errors", "pyllm2.training*"]),
