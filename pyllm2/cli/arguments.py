@@ -128,7 +128,11 @@ def parser_of() -> Parser:
     )
 
     generate = command("generate", "continue a prompt")
-    _add_model(generate)
+    generate.add_argument(
+        "model", nargs="?", metavar="MODEL",
+        help="a checkpoint of llama2.c or llm.c; by default the model in the box",
+    )  # fmt: skip
+    _add_engine(generate)
     source = generate.add_mutually_exclusive_group()
     source.add_argument(
         "--prompt", default="", metavar="TEXT", help="what to continue, default nothing"
@@ -150,7 +154,8 @@ def parser_of() -> Parser:
     generate.add_argument("--no-echo", action="store_true", help="print only what is new")
 
     chat = command("chat", "talk to a chat-tuned model in Llama-2's format")
-    _add_model(chat)
+    chat.add_argument("model", metavar="MODEL", help="a llama2.c checkpoint")
+    _add_engine(chat)
     chat.add_argument(
         "--system", default="", metavar="TEXT", help="the system prompt, default none"
     )
@@ -268,8 +273,7 @@ def _add_group_size(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a llama2.c checkpoint")
+def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer",
         metavar="FILE",
