@@ -203,6 +203,7 @@ def test_a_finished_run_that_is_resumed_does_nothing_more(folder: Path) -> None:
     outcome = in_process((*TRAIN, "--resume"), folder)
     assert outcome.code == 0
     assert b"| loss" not in outcome.err
+    assert b"saved" not in outcome.err
     assert (folder / "out" / "model.bin").read_bytes() == model
 
 
