@@ -65,6 +65,15 @@ RULES = [
         "pyllm2.gpt2.room_numba",
         ["numpy*", "pyllm2.gpt2.gemm_numba", "pyllm2.gpt2.attention_numba"],
     ),
+    ("pyllm2.gpt2.gemm_numba", ["numpy*", "numba*", "pyllm2.gpt2.tile_numba"]),
+    (
+        "pyllm2.gpt2.attention_numba",
+        ["numpy*", "numba*", *(f"pyllm2.gpt2.{n}_numba" for n in ("tile", "gemm", "kernels"))],
+    ),
+    (
+        "pyllm2.gpt2.room_numba",
+        ["numpy*", "pyllm2.gpt2.gemm_numba", "pyllm2.gpt2.attention_numba"],
+    ),
     ("pyllm2.*.*_numba", ["numpy*", "numba*", "llvmlite*"]),
     ("pyllm2.*.ops_c*", ["numpy*", "pyllm2.c_library"]),
     ("pyllm2.c_library", ["numpy*", "pyllm2.native"]),
