@@ -121,8 +121,8 @@ def largest_of(x):
         piece = x[start : start + LANES]
         for j in range(LANES):
             found[j] = piece[j] if piece[j] > found[j] else found[j]
-    largest = FLOOR
-    for j in range(LANES):
+    largest = found[0]
+    for j in range(1, LANES):
         largest = found[j] if found[j] > largest else largest
     for i in range(whole, x.size):
         largest = x[i] if x[i] > largest else largest

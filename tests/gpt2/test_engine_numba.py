@@ -125,6 +125,16 @@ def test_losses_are_not_overwritten_by_the_next_batch() -> None:
     np.testing.assert_array_equal(losses, kept)
 
 
+def test_evaluating_first_changes_no_gradient() -> None:
+    """To evaluate takes less room, and it is not what training may use."""
+    model, tokens, targets = model_of(LONG, FastOps())
+    found = model.losses(tokens, targets)
+    losses, grads = step(model, tokens, targets)
+    np.testing.assert_array_equal(found, losses)
+    _, expected = step(GPT2(LONG, model.params, ENGINE), tokens, targets)
+    np.testing.assert_array_equal(grads.flat, expected.flat)
+
+
 @pytest.mark.parametrize("weight", ["wpe", "qkvb", "fcw", "lnfw"])
 def test_nan_arrives(weight: str) -> None:
     """A weight that is not a number makes losses and gradients that are none."""
