@@ -6,14 +6,21 @@ import functools
 import importlib
 import importlib.util
 import os
+import types
 from collections.abc import Callable
 from typing import Any
 
 from pyllm2.errors import BackendError
 
 
+@functools.cache
 def _numpy(package: str, threads: int | None) -> Any:
-    return importlib.import_module(f"{package}.ops")
+    """The module itself, or, where a second one has the ops of training, the names of both."""
+    ops = importlib.import_module(f"{package}.ops")
+    if importlib.util.find_spec(f"{package}.ops_backward") is None:
+        return ops
+    backward = importlib.import_module(f"{package}.ops_backward")
+    return types.SimpleNamespace(**{**vars(backward), **vars(ops)})
 
 
 def _c(build: str, package: str, threads: int | None) -> Any:
@@ -74,7 +81,7 @@ def _why_not_numba() -> str | None:
 
 
 def ops(name: str, threads: int | None = None, package: str = "llama2") -> Any:
-    """The ops module of a backend: of `llama2`, of `gpt2`, or of `training` (the optimizer).
+    """The ops of a backend: of `llama2`, of `gpt2`, or of `training` (the optimizer).
 
     threads: how many numba and c may use (None: all processors, fewer for a small model). NumPy's
     BLAS takes its number from OPENBLAS_NUM_THREADS, before NumPy is imported.

@@ -40,24 +40,26 @@ def written_in_place(a: NDArray[Any]) -> NDArray[np.float32]:
 
 
 class Library:
-    """One build of csrc/NAME.c.
+    """One build of csrc/NAME.c, whose functions begin with PREFIX_ (NAME_ if nothing is said).
 
     threads: how many it may use, None for all. OpenMP has one number for the whole process.
     """
 
-    def __init__(self, name: str, build: str, threads: int | None = None) -> None:
-        self._name = name
+    def __init__(
+        self, name: str, build: str, threads: int | None = None, prefix: str | None = None
+    ) -> None:
+        self._prefix = name if prefix is None else prefix
         self._loaded = native.compiled_library(name, build)
         if threads is not None and hasattr(self._loaded, "omp_set_num_threads"):
             self._loaded.omp_set_num_threads(c_int32(threads))
 
     def call(self, name: str, *arguments: Any, returns: Any = None) -> Any:
-        """NAME_name(arguments). `returns` is a ctypes type; without one there is no result.
+        """PREFIX_name(arguments). `returns` is a ctypes type; without one there is no result.
 
         Of an array the pointer is passed, of a struct its address, None as NULL, an int as
         int64_t, a float as float, and what is ctypes already as it is.
         """
-        function = getattr(self._loaded, f"{self._name}_{name}")
+        function = getattr(self._loaded, f"{self._prefix}_{name}")
         function.restype = returns
         return function(*map(_as_c, arguments))
 

@@ -26,7 +26,8 @@ from pathlib import Path
 
 from pyllm2.errors import BackendError
 
-ABI = {"llama2": 2, "gpt2": 1, "adamw": 1}  # what csrc/NAME.c must answer to NAME_abi()
+# What csrc/NAME.c must answer to NAME_abi().
+ABI = {"llama2": 2, "llama2_training": 1, "gpt2": 1, "adamw": 1}
 BUILDS = ("fast", "strict")
 
 _BASE = ["-std=c99", "-shared", "-fPIC", "-D_POSIX_C_SOURCE=200809L"]

@@ -1,5 +1,7 @@
 """The ops of `ops.py` over csrc/llama2.c: same names, same order, same shapes.
 
+Those of `ops_backward.py` come from `ops_backward_c`.
+
 `Ops("fast")` and `Ops("strict")` are the two builds. Each method checks nothing (the border has)
 and hands pointers to C; loops and comments are in csrc/llama2.c.
 """
@@ -13,15 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm2.c_library import Library, floats, int8, int32, pointer
+from pyllm2.llama2.ops_backward_c import BackwardOps
 
 Array = NDArray[np.float32]
 Int8 = NDArray[np.int8]
 
 
-class Ops:
+class Ops(BackwardOps):
     """One build of the C library, as an ops module."""
 
     def __init__(self, build: str, threads: int | None = None) -> None:
+        super().__init__(build, threads)
         self.build = build
         self._call = Library("llama2", build, threads).call
 

@@ -243,6 +243,12 @@ class Perturbed:
         signs = self._random.integers(0, 2, bounded.value.shape) * 2 - 1
         return bounded.value + signs * bounded.error
 
+    def _knock_all(self, result: Bounded | tuple[Bounded, ...]) -> Any:
+        """Of an op with one result, or with several."""
+        if isinstance(result, Bounded):
+            return self._knock(result)
+        return tuple(map(self._knock, result))
+
     def rope_tables(self, S: int, hs: int) -> tuple[Array64, Array64]:
         cos, sin = rope_tables(S, hs)
         return self._knock(cos), self._knock(sin)

@@ -43,11 +43,11 @@ SURELY_ZERO, SURELY_NORMAL = -106.0, -80.0
 TANH_IS_ONE = 10.0  # from here on tanh rounds to 1: 2·exp(-20) is below u/8
 
 
-def _float64(*arrays: ArrayLike) -> list[Array64]:
+def float64(*arrays: ArrayLike) -> list[Array64]:
     return [np.asarray(a, np.float64) for a in arrays]
 
 
-def _growths(counts: NDArray[np.integer], growth: Growth) -> Array64:
+def growths(counts: NDArray[np.integer], growth: Growth) -> Array64:
     """The growth of as many roundings as each count says; none for 0."""
     table = np.array([0.0] + [growth(n) for n in range(1, int(counts.max(initial=0)) + 1)])
     return table[counts]
@@ -57,7 +57,7 @@ def encoder_forward(
     tokens: NDArray[np.integer], wte: ArrayLike, wpe: ArrayLike, growth: Growth = gamma
 ) -> Bounded:
     """One addition, one rounding (a sum never underflows inexactly)."""
-    wte, wpe = _float64(wte, wpe)
+    wte, wpe = float64(wte, wpe)
     value = wte[tokens] + wpe[: tokens.shape[1]]
     return Bounded(value, U * np.abs(value))
 
@@ -73,14 +73,14 @@ def encoder_backward(
 
     A row that does not occur comes back as it was, to the bit.
     """
-    dout, dwte, dwpe = _float64(dout, dwte, dwpe)
+    dout, dwte, dwpe = float64(dout, dwte, dwpe)
     B, T, _ = dout.shape
     times = np.bincount(tokens.ravel(), minlength=len(dwte))
     into_wte, into_wpe = np.zeros((2, *dwte.shape)), np.zeros((2, *dwpe.shape))
     for into, part in zip(range(2), (dout, np.abs(dout)), strict=True):
         np.add.at(into_wte[into], tokens, part)
         into_wpe[into][:T] = part.sum(axis=0)
-    error_wte = _growths(times, growth)[:, None] * (np.abs(dwte) + into_wte[1])
+    error_wte = growths(times, growth)[:, None] * (np.abs(dwte) + into_wte[1])
     error_wpe = growth(B) * (np.abs(dwpe) + into_wpe[1])
     error_wpe[T:] = 0
     return Bounded(dwte + into_wte[0], error_wte), Bounded(dwpe + into_wpe[0], error_wpe)
@@ -99,7 +99,7 @@ def layernorm_forward(
     Where a row is nearly constant, e² is far above v + 1e-5, and the bound says what is true:
     nothing is left of the digits.
     """
-    x, w, b = _float64(x, w, b)
+    x, w, b = float64(x, w, b)
     C = x.shape[-1]
     mean = np.mean(x, axis=-1, keepdims=True)
     e_mean = growth(C + 1) * np.mean(np.abs(x), axis=-1, keepdims=True) + 2 * TINY
@@ -140,7 +140,7 @@ def layernorm_backward(
     n·mean(g·n)·s: two for n, three and C + 2 of the mean, four more: γ_{C+10}.
     dw: n has two roundings, the product one, the sum N - 1 with N = B·T: γ_{N+2}. db: γ_{N-1}.
     """
-    dout, x, w, mean, rstd = _float64(dout, x, w, mean, rstd)
+    dout, x, w, mean, rstd = float64(dout, x, w, mean, rstd)
     C, N = x.shape[-1], mean.size
     s = rstd[..., None]
     n, g = (x - mean[..., None]) * s, dout * w
@@ -167,7 +167,7 @@ def matmul_forward(
     x: ArrayLike, w: ArrayLike, b: ArrayLike | None = None, growth: Growth = gamma
 ) -> Bounded:
     """C products and as many additions, the bias first or last: γ_{C+1} · (Σ|x·w| + |b|)."""
-    x, w = _float64(x, w)
+    x, w = float64(x, w)
     C = x.shape[-1]
     bias = np.zeros(len(w)) if b is None else np.asarray(b, np.float64)
     roundings = C if b is None else C + 1
@@ -179,7 +179,7 @@ def matmul_backward(
     dout: ArrayLike, x: ArrayLike, w: ArrayLike, growth: Growth = gamma
 ) -> tuple[Bounded, Bounded, Bounded]:
     """Sums of n products in any order, γ_n each: n = OC for dx, B·T for dw; B·T terms for db."""
-    dout, x, w = _float64(dout, x, w)
+    dout, x, w = float64(dout, x, w)
     OC, C = w.shape
     rows, drows = x.reshape(-1, C), dout.reshape(-1, OC)
     N = len(rows)
@@ -277,7 +277,7 @@ def attention_backward(
     dscores is off by γ_{T+3} of that, and by what datt is off, weighted in the same way. The scale
     (three roundings: root, reciprocal, product) and the last sums make γ_{T+4}.
     """
-    dout, qkv, att = _float64(dout, qkv, att)
+    dout, qkv, att = float64(dout, qkv, att)
     B, T, C = dout.shape
     NH = att.shape[1]
     hs = C // NH
@@ -328,7 +328,7 @@ def _gelu_parts(x: Array64, growth: Growth) -> tuple[Array64, Array64, Array64, 
 
 def gelu_forward(x: ArrayLike, growth: Growth = gamma) -> Bounded:
     """|x|/2 times what 1 + tanh is off by: that of tanh, its own rounding, and one product."""
-    (x,) = _float64(x)
+    (x,) = float64(x)
     _, tanh, _, e_tanh = _gelu_parts(x, growth)
     half = np.abs(x) / 2
     error = half * (e_tanh + growth(2) * (1 + tanh + e_tanh))
@@ -343,7 +343,7 @@ def gelu_backward(dout: ArrayLike, x: ArrayLike, growth: Growth = gamma) -> Boun
     lost. As 1 - tanh²: absolute, twice what tanh is off by and two roundings, until tanh is 1.
     The other factors of the second term have the roundings of eight operations.
     """
-    dout, x = _float64(dout, x)
+    dout, x = float64(dout, x)
     a, tanh, sech2, e_tanh = _gelu_parts(x, growth)
     relative = 2 * (np.abs(a * tanh) * growth(5) + 2 * COSH_ULP * U) + 2 * U
     near = np.abs(a) < TANH_IS_ONE
@@ -360,19 +360,19 @@ def gelu_backward(dout: ArrayLike, x: ArrayLike, growth: Growth = gamma) -> Boun
 
 def residual_forward(a: ArrayLike, b: ArrayLike, growth: Growth = gamma) -> Bounded:
     """One addition, one rounding."""
-    a, b = _float64(a, b)
+    a, b = float64(a, b)
     return Bounded(a + b, U * np.abs(a + b))
 
 
 def residual_backward(dout: ArrayLike, growth: Growth = gamma) -> tuple[Bounded, Bounded]:
     """Two copies: no error at all."""
-    (dout,) = _float64(dout)
+    (dout,) = float64(dout)
     return Bounded(dout, np.zeros_like(dout)), Bounded(dout, np.zeros_like(dout))
 
 
 def softmax_forward(logits: ArrayLike, V: int, growth: Growth = gamma) -> Bounded:
     """`softmax_rows` of the first V, one division; padding exactly 0; NaN (0/0) if all below."""
-    (logits,) = _float64(logits)
+    (logits,) = float64(logits)
     p, below = softmax_rows(logits[..., :V], 0.0, 1, growth)
     value, error = np.zeros_like(logits), np.zeros_like(logits)
     value[..., :V], error[..., :V] = np.where(below, np.nan, p.value), p.error
@@ -383,7 +383,7 @@ def crossentropy_forward(
     probs: ArrayLike, targets: NDArray[np.integer], growth: Growth = gamma
 ) -> Bounded:
     """LOG_ULP of the logarithm, and nothing where it is 0 or infinite."""
-    (probs,) = _float64(probs)
+    (probs,) = float64(probs)
     with np.errstate(divide="ignore"):
         value = -np.log(np.take_along_axis(probs, targets[..., None], axis=-1)[..., 0])
     return Bounded(value, 2 * LOG_ULP * U * np.where(np.isinf(value), 0.0, np.abs(value)))
@@ -397,7 +397,7 @@ def crossentropy_softmax_backward(
     growth: Growth = gamma,
 ) -> Bounded:
     """One subtraction and one product: γ_2 of the result; padding exactly 0."""
-    dlosses, probs = _float64(dlosses, probs)
+    dlosses, probs = float64(dlosses, probs)
     value = probs - (np.arange(probs.shape[-1]) == targets[..., None])
     value[..., V:] = 0
     value *= dlosses[..., None]

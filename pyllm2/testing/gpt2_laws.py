@@ -17,7 +17,7 @@ from pyllm2.testing.op import Array, assert_close, assert_same
 Tokens = NDArray[np.integer]
 
 
-def _near(found: Any, expected: Any, error: Any, law: str) -> None:
+def near(found: Any, expected: Any, error: Any, law: str) -> None:
     """Sums of results: within the sum of the errors of the elements."""
     off = np.abs(np.asarray(found, np.float64) - np.asarray(expected, np.float64))
     assert (off <= error + 2.0**-1074).all(), f"{law}: off by {np.max(off)}"
@@ -48,7 +48,7 @@ def sums_to_nothing(op: Any, x: Array, w: Array, b: Array) -> None:
     """With weight 1 and bias 0 a row sums to 0; with weight 0 it is the bias, exactly."""
     out = op(x, np.ones_like(w), np.zeros_like(b))[0]
     error = bounds.layernorm_forward(x, np.ones_like(w), np.zeros_like(b))[0].error.sum(axis=-1)
-    _near(out.astype(np.float64).sum(axis=-1), 0, error, "Σ layernorm(x) = 0")
+    near(out.astype(np.float64).sum(axis=-1), 0, error, "Σ layernorm(x) = 0")
     assert_same(op(x, np.zeros_like(w), b)[0] + 0, np.broadcast_to(b, x.shape) + 0, "w = 0")
 
 
@@ -64,8 +64,8 @@ def has_no_part_along_1_and_n(
     inputs = dout, n, w, np.zeros_like(mean), np.ones_like(rstd)
     dx = op(*inputs)[0].astype(np.float64)
     error = bounds.layernorm_backward(*inputs)[0].error.sum(axis=-1)
-    _near(dx.sum(axis=-1), 0, error, "Σ dx = 0")
-    _near((dx * n).sum(axis=-1), 0, error, "Σ dx·n = 0")
+    near(dx.sum(axis=-1), 0, error, "Σ dx = 0")
+    near((dx * n).sum(axis=-1), 0, error, "Σ dx·n = 0")
 
 
 # ---- matmul ---------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def gives_back_the_product(op: Any, dout: Array, x: Array, w: Array) -> None:
     own = x64, w64, np.ones(len(w))
     for d, e, a, expected in zip(found, errors, own, (product, product, dout64.sum()), strict=True):
         slack = 1e-12 * np.sum(np.abs(dout64) @ np.abs(w64) * np.abs(x64))
-        _near(np.sum(d * a), expected, np.sum(e * np.abs(a)) + slack, "<dout, f> = <df, f's own>")
+        near(np.sum(d * a), expected, np.sum(e * np.abs(a)) + slack, "<dout, f> = <df, f's own>")
 
 
 def a_single_output_picks_a_row(op: Any, dout: Array, x: Array, w: Array) -> None:
@@ -129,7 +129,7 @@ def no_question_gives_the_mean(op: Any, qkv: Array, NH: int, first: int) -> None
     assert_same(out[:, 0], zero[:, 0, 2 * C3 // 3 :], "position 0 gets its own value")
     alike = np.tril(np.ones((P, P))) / np.arange(1, P + 1)[:, None]
     error = bounds.attention_forward(zero, NH)[1].error
-    _near(att, np.broadcast_to(alike, (B, NH, P, P)), error, "1/(t + 1) each")
+    near(att, np.broadcast_to(alike, (B, NH, P, P)), error, "1/(t + 1) each")
 
 
 def below_the_floor_is_zero(op: Any, qkv: Array, NH: int, first: int) -> None:
@@ -161,7 +161,7 @@ def keys_may_shift_together(op: Any, dout: Array, qkv: Array, att: Array) -> Non
     keys = slice(C, 2 * C)
     dk = op(dout, qkv, halves)[..., keys].astype(np.float64)
     error = bounds.attention_backward(dout, qkv, halves).error[..., keys]
-    _near(dk.sum(axis=1), 0, error.sum(axis=1) * (1 + 1e-9), "Σ dk over positions = 0")
+    near(dk.sum(axis=1), 0, error.sum(axis=1) * (1 + 1e-9), "Σ dk over positions = 0")
 
 
 # ---- gelu -----------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def bends_at_zero(op: Any, x: Array) -> None:
     """gelu(0) = 0, gelu(x) - gelu(-x) = x; far out it passes everything or nothing, exactly."""
     assert not op(np.zeros_like(x)).any()
     error = bounds.gelu_forward(x).error + bounds.gelu_forward(-x).error
-    _near(op(x).astype(np.float64) - op(-x), x, error, "gelu(x) - gelu(-x) = x")
+    near(op(x).astype(np.float64) - op(-x), x, error, "gelu(x) - gelu(-x) = x")
     assert_same(op(np.full_like(x, 60)), np.full_like(x, 60), "gelu(60) = 60")
     assert not op(np.full_like(x, -60)).any()
 
@@ -180,7 +180,7 @@ def slopes_mirror(op: Any, dout: Array, x: Array) -> None:
     """gelu'(x) + gelu'(-x) = 1, gelu'(0) = ½; where cosh overflows 0 or 1 and never NaN."""
     one = np.ones_like(x)
     error = bounds.gelu_backward(one, x).error + bounds.gelu_backward(one, -x).error
-    _near(op(one, x).astype(np.float64) + op(one, -x), 1, error, "gelu'(x) + gelu'(-x) = 1")
+    near(op(one, x).astype(np.float64) + op(one, -x), 1, error, "gelu'(x) + gelu'(-x) = 1")
     assert_same(op(dout, np.zeros_like(x)), dout / 2, "gelu'(0) = ½")
     assert_same(op(dout, np.full_like(x, 60)), dout, "gelu'(60) = 1")
     assert not op(dout, np.full_like(x, -60)).any()
@@ -211,7 +211,7 @@ def sums_to_one(op: Any, logits: Array, V: int) -> None:
     sure = np.isfinite(bounded.value + bounded.error).all(axis=-1)
     assert (probs[sure] >= 0).all()
     total = probs[sure].astype(np.float64).sum(axis=-1)
-    _near(total, 1, bounded.error[sure].sum(axis=-1) + 1e-12, "Σ probs = 1")
+    near(total, 1, bounded.error[sure].sum(axis=-1) + 1e-12, "Σ probs = 1")
 
 
 def padding_is_not_there(op: Any, logits: Array, V: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,27 +11,27 @@ from numpy.typing import NDArray
 
 from pyllm2.gpt2.model import GPT2
 from pyllm2.testing import gpt2_bounds
-from pyllm2.testing.bounds import CONFIDENCE, TINY, TRIALS, Array64, Bounded, U, random_walk
+from pyllm2.testing.bounds import (
+    CONFIDENCE,
+    TINY,
+    TRIALS,
+    Array64,
+    Bounded,
+    Perturbed,
+    U,
+    random_walk,
+)
 from pyllm2.training.parameters import Parameters
 
 Tokens = NDArray[np.integer]
 
 
-class PerturbedGPT2:
+class PerturbedGPT2(Perturbed):
     """An ops module in float64 that knocks every result up or down by its bound, at random.
 
     The bounds are those of `gpt2_bounds` with √n·u in place of γ_n; see `bounds.Perturbed`.
     Seed None gives the unperturbed float64 evaluation.
     """
-
-    def __init__(self, seed: int | None) -> None:
-        self._random = None if seed is None else np.random.default_rng(seed)
-
-    def _knock(self, bounded: Bounded) -> Array64:
-        if self._random is None:
-            return bounded.value
-        signs = self._random.integers(0, 2, bounded.value.shape) * 2 - 1
-        return bounded.value + signs * bounded.error
 
     def __getattr__(self, name: str) -> Any:
         bound = gpt2_bounds.__dict__.get(name)
@@ -38,16 +39,16 @@ class PerturbedGPT2:
             raise AttributeError(name)
 
         def perturbed(*arguments: Any) -> Any:
-            result = bound(*arguments, growth=random_walk)
-            if isinstance(result, Bounded):
-                return self._knock(result)
-            return tuple(map(self._knock, result))
+            return self._knock_all(bound(*arguments, growth=random_walk))
 
         return perturbed
 
 
 class TrainingBound(NamedTuple):
-    """For each result of a step a float64 value and an error, which has one number an array."""
+    """For each result of a step a float64 value and an error, which has one number an array.
+
+    Shapes are those of the model's activations: GPT-2's are below, Llama-2's have rows N = B · T.
+    """
 
     logits: Bounded  # (B, T, Vp)
     losses: Bounded  # (B, T)
@@ -68,18 +69,22 @@ def training_bound(
     dloss is rounded to float32 and multiplies every loss's gradient.
     """
     dloss = float(np.float32(dloss))
-    exact = _run(model, tokens, targets, dloss, None)
+    logits, losses, *gradient = spread(lambda seed: _run(model, tokens, targets, dloss, seed))
+    return TrainingBound(logits, losses, dict(zip(model.params, gradient, strict=True)))
+
+
+def spread(run: Callable[[int | None], list[Array64]]) -> list[Bounded]:
+    """What `run` gives for seed None, and for each array the error that its trials show."""
+    exact = run(None)
     squares = [np.zeros_like(value) for value in exact]
     for seed in range(TRIALS):
-        found = _run(model, tokens, targets, dloss, seed)
-        for total, a, b in zip(squares, found, exact, strict=True):
+        for total, a, b in zip(squares, run(seed), exact, strict=True):
             total += (a - b) ** 2
     bounded = []
     for value, total in zip(exact, squares, strict=True):
         sigma = math.sqrt(np.max(total, initial=0.0) / TRIALS)
         bounded.append(Bounded(value, np.full_like(value, CONFIDENCE * sigma + TINY)))
-    logits, losses, *gradient = bounded
-    return TrainingBound(logits, losses, dict(zip(model.params, gradient, strict=True)))
+    return bounded
 
 
 def added(first: TrainingBound, second: TrainingBound) -> dict[str, Bounded]:

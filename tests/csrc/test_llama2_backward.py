@@ -1,0 +1,374 @@
+"""csrc/llama2_backward.c and both passes of csrc/llama2_training.c: bits, bounds, threads, memory.
+
+No original in C has left a record of these, so the bits are those of an evaluation in Python that
+adds in the promised order.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyllm2 import backends, native
+from pyllm2.c_library import Library
+from pyllm2.errors import BackendError
+from pyllm2.llama2 import ops, ops_backward
+from pyllm2.llama2.config import Llama2Config
+from pyllm2.llama2.model import Llama2, Weights
+from pyllm2.llama2.ops_c import Ops
+from pyllm2.llama2.training import TrainableLlama2, shapes
+from pyllm2.testing import bounds
+from pyllm2.training.parameters import Parameters
+
+from .llama2_backward import Exact, largest_error
+from .oracle import same_bits
+
+pytestmark = pytest.mark.skipif(
+    native.why_not() is not None, reason=f"backend 'c' {native.why_not()}"
+)
+
+BUILDS = ("fast", "strict")
+
+
+@st.composite
+def sizes(draw):
+    """B, T, NKV, query heads a group, hs/2, F, V: small, and every one of them 1 at times."""
+    most = {"B": 3, "T": 6, "NKV": 3, "group": 3, "half": 3, "F": 20, "V": 12}
+    return {name: draw(st.integers(1, top)) for name, top in most.items()}
+
+
+def arguments(n, seed, drop):
+    """What each op of `ops_backward` may be called with. drop: with dropout, or None."""
+    random = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return random.normal(size=shape).astype(np.float32)
+
+    def keep(*shape):
+        return random.choice(np.float32([0, 1.25]), shape) if drop else None
+
+    B, T, NKV, hs, F, V = n["B"], n["T"], n["NKV"], 2 * n["half"], n["F"], n["V"]
+    N, NH = B * T, n["NKV"] * n["group"]
+    C = NH * hs
+    q, k, v = normal(B, T, NH, hs), normal(B, T, NKV, hs), normal(B, T, NKV, hs)
+    keep_weights = keep(B, NH, T, T)
+    att = ops_backward.attention_forward(q, k, v)[1]
+    targets = random.integers(-1, V, N, dtype=np.int32)
+    probs = ops.softmax(normal(N, V))
+    return {
+        "embedding_backward": (normal(N, C), random.integers(0, V, N), normal(V, C)),
+        "rmsnorm_backward": (normal(N, C), normal(N, C), normal(C)),
+        "matmul_backward": (normal(N, F), normal(N, C), normal(F, C)),
+        "rope_backward": (normal(N, NH, hs), normal(N, hs // 2), normal(N, hs // 2)),
+        "attention_forward": (q, k, v, keep_weights),
+        "attention_backward": (normal(B, T, C), q, k, v, att, keep_weights),
+        "swiglu_backward": (normal(N, F), 3 * normal(N, F), normal(N, F)),
+        "dropout": (normal(N, C), keep(N, C)),
+        "crossentropy_forward": (3 * normal(N, V), targets),
+        "crossentropy_backward": (normal(N), probs, targets),
+    }
+
+
+def tuple_of(results):
+    return results if isinstance(results, tuple) else (results,)
+
+
+NAMES = tuple(
+    name for name, f in inspect.getmembers(ops_backward, inspect.isfunction) if name[0] != "_"
+)
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def test_the_arguments_are_those_of_every_op():
+    """An op that the specification gains is not forgotten here, and no backend lacks one."""
+    one = dict.fromkeys(("B", "T", "NKV", "group", "half", "F", "V"), 1)
+    assert set(arguments(one, 0, False)) == set(NAMES)
+    forward = {name for name, f in inspect.getmembers(ops, inspect.isfunction) if name[0] != "_"}
+    for backend in ("numpy", "c", "c-strict"):
+        found = backends.ops(backend, None, "llama2")
+        assert all(callable(getattr(found, name)) for name in forward | set(NAMES))
+
+
+# ---- ops ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(n=sizes(), seed=SEEDS, drop=st.booleans())
+def test_the_strict_build_adds_in_ascending_order(name, n, seed, drop):
+    """Every result to the bit; zeros of either sign are the same number."""
+    try:
+        exact = Exact()
+    except OSError as error:
+        pytest.skip(f"no glibc: {error}")
+    given_to_it = arguments(n, seed, drop)[name]
+    found = tuple_of(getattr(Ops("strict"), name)(*given_to_it))
+    expected = tuple_of(getattr(exact, name)(*given_to_it))
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == np.float32
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.endswith("backward") or n == "dropout"])
+@pytest.mark.parametrize("build", BUILDS)
+@given(n=sizes(), seed=SEEDS, drop=st.booleans())
+def test_a_build_is_within_the_bound_of_the_formula(name, build, n, seed, drop):
+    """The specification in float64, and γ_n times the sum of absolute terms."""
+    given_to_it = arguments(n, seed, drop)[name]
+    if given_to_it[-1] is None and name == "dropout":
+        assert Ops(build).dropout(*given_to_it) is given_to_it[0]
+        return
+    as_float64 = [
+        a if a is None or a.dtype.kind == "i" else a.astype(np.float64) for a in given_to_it
+    ]
+    found = tuple_of(getattr(Ops(build), name)(*given_to_it))
+    values = tuple_of(getattr(ops_backward, name)(*as_float64))
+    errors = largest_error(name, *given_to_it)
+    for a, value, error in zip(found, values, errors, strict=True):
+        assert a.shape == value.shape
+        assert np.all(np.abs(a - value) <= bounds.SLACK * error)
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@given(n=sizes(), seed=SEEDS)
+def test_what_only_training_has_forward_is_within_its_bound(build, n, seed):
+    """Attention is that of inference, one sequence after the other; the loss has log's ulp more."""
+    given_to_them = arguments(n, seed, False)
+    q, k, v, _ = given_to_them["attention_forward"]
+    out, att = Ops(build).attention_forward(q, k, v)
+    for b in range(len(q)):
+        bounded = bounds.attention(q[b], k[b], v[b])
+        assert np.all(np.abs(out[b] - bounded.value) <= bounded.error)
+        assert np.all(np.abs(att[b].sum(axis=-1) - 1) <= bounds.gamma(2 * n["T"]))
+
+    logits, targets = given_to_them["crossentropy_forward"]
+    losses, probs = Ops(build).crossentropy_forward(logits, targets)
+    bounded = bounds.softmax(logits)
+    assert np.all(np.abs(probs - bounded.value) <= bounded.error)
+    value, _ = ops_backward.crossentropy_forward(logits.astype(np.float64), targets)
+    # What the sum is off by, relative, the logarithm is off by, absolute: V additions, exp's ulp,
+    # and a rounding of what exp gets. Then an ulp of log, the target's difference, the last minus.
+    spread = logits.max(axis=1) - logits.min(axis=1)
+    of_sum = bounds.gamma(n["V"] + 2 * bounds.EXP_ULP) + bounds.U * spread
+    assert np.all(np.abs(losses - value) <= bounds.SLACK * (of_sum + 4 * bounds.U * value))
+    assert not losses[targets == -1].any()
+
+
+@given(N=st.integers(1, 9), K=st.integers(1, 9), more=st.sampled_from([0, 256, 512]), seed=SEEDS)
+def test_matmul_backward_in_fours_is_the_naive_one(N, K, more, seed):
+    """Taking four rows at a time, and 256 before the next, changes no bit; stale memory neither."""
+    random = np.random.default_rng(seed)
+    library = Library("llama2_training", "strict", prefix="llama2")
+    for rows, OC in ((N + more, K), (N, K + more)):
+        shapes_ = ((rows, OC), (rows, 5), (OC, 5))
+        dout, x, w = (random.normal(size=s).astype(np.float32) for s in shapes_)
+        results = []
+        for name in ("matmul_backward", "matmul_backward_naive"):
+            dx, dw = np.full_like(x, np.nan), np.full_like(w, np.nan)
+            library.call(name, dx, dw, dout, x, w, rows, 5, OC)
+            results.append((dx, dw))
+        assert all(map(same_bits, *results))
+
+
+@given(n=sizes(), seed=SEEDS)
+def test_attention_of_training_is_that_of_inference(n, seed):
+    """To the bit in the strict build, where two functions of C do the same sums."""
+    q, k, v, _ = arguments(n, seed, False)["attention_forward"]
+    strict = Ops("strict")
+    out, att = strict.attention_forward(q, k, v)
+    for b in range(len(q)):
+        assert same_bits(out[b], strict.attention(q[b], k[b], v[b]))
+    assert not att[..., np.triu(np.ones(att.shape[-2:], bool), 1)].any()
+
+
+# ---- both passes ----------------------------------------------------------------------------
+
+
+def random_model(config, ops_, seed):
+    """Everything normal; norms about 1."""
+    random, params = np.random.default_rng(seed), Parameters(shapes(config))
+    for name, a in params.items():
+        a[...] = random.normal(1 if name.endswith("norm") else 0, 0.3, a.shape)
+    return TrainableLlama2(config, params, ops_)
+
+
+def random_batch(config, B, T, seed):
+    """tokens, targets: (B, T); some targets are not asked about."""
+    random, V = np.random.default_rng(seed), config.vocab_size
+    return random.integers(0, V, (B, T)), random.integers(-1, V, (B, T))
+
+
+class Composed:
+    """The same ops without the passes in one piece."""
+
+    def __init__(self, whole):
+        self._whole = whole
+
+    def __getattr__(self, name):
+        if name in ("losses", "add_gradient"):
+            raise AttributeError(name)
+        return getattr(self._whole, name)
+
+
+def config_of(n, L):
+    NH = n["NKV"] * n["group"]
+    return Llama2Config(NH * 2 * n["half"], n["F"], L, NH, n["NKV"], n["V"], n["T"])
+
+
+@given(n=sizes(), L=st.integers(1, 3), seed=SEEDS)
+def test_both_passes_are_the_composition_of_their_ops(n, L, seed):
+    """The strict build to the bit: losses, the first gradient, and what a second adds to it."""
+    config, strict = config_of(n, L), Ops("strict")
+    batches = [random_batch(config, n["B"], n["T"], seed + i) for i in range(2)]
+    results = []
+    for ops_ in (strict, Composed(strict)):
+        model = random_model(config, ops_, seed)
+        grads = model.params.zeros_like()
+        grads.flat.fill(np.nan)
+        for i, (tokens, targets) in enumerate(batches):
+            losses = model.add_gradient(tokens, targets, 0.3, grads, fresh=i == 0)
+            assert same_bits(losses, model.losses(tokens, targets))
+            results.append([losses, *(a.copy() for a in grads.values())])
+    for whole, composed in zip(results[:2], results[2:], strict=True):
+        for name, a, b in zip(("losses", *shapes(config)), whole, composed, strict=True):
+            np.testing.assert_array_equal(a, b, name)
+
+
+def test_buffers_are_kept_and_what_is_left_in_them_does_not_matter():
+    """Another batch, another shape, NaN in every buffer: the first gradient comes out again."""
+    n = {"B": 2, "T": 5, "NKV": 2, "group": 2, "half": 2, "F": 11, "V": 13}
+    config, strict = config_of(n, 2), Ops("strict")
+    model = random_model(config, strict, 1)
+
+    def gradient(T, seed):
+        grads = model.params.zeros_like()
+        return model.add_gradient(*random_batch(config, 2, T, seed), 0.5, grads, True), grads.flat
+
+    first = gradient(5, 1)
+    gradient(5, 2)
+    buffers = strict._buffers
+    for a in (*buffers._acts.values(), *buffers._grads.values()):
+        a.fill(np.nan)
+    again = gradient(5, 1)
+    assert strict._buffers is buffers
+    gradient(3, 3)
+    assert all(map(same_bits, first, again))
+    assert all(map(same_bits, first, gradient(5, 1)))
+
+
+def test_a_gradient_that_c_cannot_write_into_is_refused():
+    """Rather than left as it was while a copy is written to."""
+    config = Llama2Config(4, 6, 1, 2, 1, 5, 3)
+    model = random_model(config, Ops("strict"), 1)
+    tokens, targets = random_batch(config, 1, 3, 1)
+    grads = Parameters(shapes(config), np.zeros(model.params.flat.size))
+    with pytest.raises(TypeError, match="float32"):
+        model.add_gradient(tokens, targets, 1.0, grads, fresh=True)
+
+
+@given(n=sizes(), L=st.integers(1, 2), seed=SEEDS)
+def test_training_sees_the_logits_that_inference_does(n, L, seed):
+    """To the bit: the model that is trained is the one that is run."""
+    config, strict = config_of(n, L), Ops("strict")
+    model = random_model(config, Composed(strict), seed)
+    tokens, targets = random_batch(config, n["B"], n["T"], seed)
+    logits = model.forward(tokens, targets).logits.reshape(n["B"], n["T"], -1)
+    run = Llama2(config, Weights(**model.params, classifier=None), strict)
+    for sequence, expected in zip(tokens, logits, strict=True):
+        assert same_bits(run.forward(sequence, 0, run.new_cache(n["T"])), expected)
+
+
+# ---- threads --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def threaded(monkeypatch):
+    """The name of a build that is strict but for its threads, of which there are three."""
+    strict_flags = native._FLAGS["strict"][0]
+    monkeypatch.setitem(native._FLAGS, "strict-threads", [[*strict_flags, "-fopenmp"]])
+    try:
+        loaded = native.compiled_library("llama2_training", "strict-threads")
+    except BackendError as error:
+        pytest.skip(f"no OpenMP: {error}")
+    usual = loaded.omp_get_max_threads()
+    yield "strict-threads"
+    loaded.omp_set_num_threads(usual)
+
+
+def test_threads_change_no_bit(threaded):
+    """Large enough that every loop is shared out."""
+    config = Llama2Config(48, 700, 1, 4, 2, 1500, 36)
+    tokens, targets = random_batch(config, 2, 36, 6)
+    assert min(72 * 48 * 24, 2 * 36 * 36 * 48, 72 * 700, 72 * 1500) > 50000
+    results = []
+    for build in ("strict", threaded):
+        model = random_model(config, Ops(build, threads=3), 6)
+        grads = model.params.zeros_like()
+        results.append((model.add_gradient(tokens, targets, 1 / 72, grads, True), grads.flat))
+    assert all(map(same_bits, *results))
+
+
+# ---- the record -----------------------------------------------------------------------------
+
+TOLERANCE = 2e-5  # of the largest element of an array: what the record's README suggests
+OUTSIDE = {"token_embedding": "tok_embeddings", "final_norm": "norm"}
+FOLDERS = {**dict.fromkeys(("wq", "wk", "wv", "wo"), "attention."),
+           **dict.fromkeys(("w1", "w2", "w3"), "feed_forward.")}  # fmt: skip
+
+
+def recorded(facts, prefix, config):
+    """Parameters, or their gradients, from PyTorch's names."""
+    found = Parameters(shapes(config))
+    for name, a in found.items():
+        if name in OUTSIDE:
+            a[...] = facts[f"{prefix}/{OUTSIDE[name]}.weight"]
+            continue
+        for i, layer in enumerate(a):
+            layer[...] = facts[f"{prefix}/layers.{i}.{FOLDERS.get(name, '')}{name}.weight"]
+    return found
+
+
+def assert_near(found, expected):
+    for name, a in expected.items():
+        np.testing.assert_allclose(
+            found[name], a, rtol=0, atol=TOLERANCE * np.abs(a).max(), err_msg=name
+        )
+
+
+@pytest.mark.parametrize("backend", ["c", "c-strict"])
+def test_a_recorded_training_run(golden, backend):
+    """Losses, norms and the first gradient; parameters after one and after four updates."""
+    facts = np.load(golden / "train_tiny.npz")
+    run = json.loads((golden / "train.json").read_text())["train_tiny"]
+    shape = run["config"]
+    config = Llama2Config(
+        shape["dim"], run["hidden_dim"], shape["n_layers"], shape["n_heads"],
+        shape["n_kv_heads"], shape["vocab_size"], shape["max_seq_len"],
+    )  # fmt: skip
+    params = recorded(facts, "p0", config)
+    model = TrainableLlama2(config, params, backends.ops(backend, None, "llama2"))
+    optimizer = backends.ops(backend, None, "training")
+    grads, m, v = (params.zeros_like() for _ in range(3))
+    for step in range(run["steps"]):
+        x, y = facts["x"][step], facts["y"][step]
+        asked = np.count_nonzero(y != -1)
+        losses = model.add_gradient(x, y, 1 / asked, grads, fresh=True)
+        norm = optimizer.global_norm(grads.flat)
+        assert losses.sum() / asked == pytest.approx(facts["losses"][step], rel=TOLERANCE)
+        assert norm == pytest.approx(facts["grad_norms_before_clip"][step], rel=TOLERANCE)
+        if step == 0:
+            assert_near(grads, recorded(facts, "g0", config))
+        for name, a in params.items():
+            decay = run["weight_decay"] if name in model.matrices else 0.0
+            optimizer.adamw_update(
+                a.reshape(-1), grads[name].reshape(-1), m[name].reshape(-1), v[name].reshape(-1),
+                step + 1, run["learning_rates"][step], run["beta1"], run["beta2"],
+                run["adam_eps"], decay, min(1.0, run["grad_clip"] / (norm + 1e-6)),
+            )  # fmt: skip
+        if f"p{step + 1}/norm.weight" in facts:
+            assert_near(params, recorded(facts, f"p{step + 1}", config))
