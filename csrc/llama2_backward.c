@@ -89,25 +89,39 @@ void llama2_matmul_backward_naive(float *dx, float *dw, const float *dout, const
     }
 }
 
-enum { DEPTH = 256 };  /* rows that are used for every output before the next are read */
+/* rows that are used for every output before the next are read; outputs side by side */
+enum { DEPTH = 256, TILE_ROWS = 8, TILE_COLUMNS = 32 };
 
-/* out[c] += sum_k a[k * step] * rows[k,c], k ascending; four rows for each reading of out */
-static inline void add_rows(float *out, const float *a, int64_t step, const float *rows,
-                            int64_t K, int64_t C)
+/* out[i,c] += sum_k a[i * row + k * step] * rows[k,c], k ascending, for a tile of out that is small
+ * enough to stay in registers. Wide, so that compilers see vectors in it; out and rows: (.., C) */
+static inline void add_to_tile(float *out, const float *a, int64_t row, int64_t step,
+                               const float *rows, int64_t K, int64_t C)
 {
-    int64_t k = 0;
-    for (; k + 4 <= K; k += 4) {
-        const float *p = rows + k * C, *q = p + C, *r = q + C, *s = r + C;
-        const float ap = a[k * step], aq = a[(k + 1) * step];
-        const float ar = a[(k + 2) * step], as = a[(k + 3) * step];
-        for (int64_t c = 0; c < C; c++) {
-            out[c] = out[c] + ap * p[c] + aq * q[c] + ar * r[c] + as * s[c];
+    float sums[TILE_ROWS][TILE_COLUMNS];
+    for (int64_t i = 0; i < TILE_ROWS; i++) {
+        memcpy(sums[i], out + i * C, sizeof sums[i]);
+    }
+    for (int64_t k = 0; k < K; k++) {
+        for (int64_t i = 0; i < TILE_ROWS; i++) {
+            const float factor = a[i * row + k * step];
+            for (int64_t c = 0; c < TILE_COLUMNS; c++) {
+                sums[i][c] += factor * rows[k * C + c];
+            }
         }
     }
-    for (; k < K; k++) {
-        const float ak = a[k * step];
-        for (int64_t c = 0; c < C; c++) {
-            out[c] += ak * rows[k * C + c];
+    for (int64_t i = 0; i < TILE_ROWS; i++) {
+        memcpy(out + i * C, sums[i], sizeof sums[i]);
+    }
+}
+
+/* The same for `columns` of one row of out, in memory: what tiles leave over */
+static inline void add_to_row(float *out, const float *a, int64_t step, const float *rows,
+                              int64_t K, int64_t C, int64_t columns)
+{
+    for (int64_t k = 0; k < K; k++) {
+        const float factor = a[k * step];
+        for (int64_t c = 0; c < columns; c++) {
+            out[c] += factor * rows[k * C + c];
         }
     }
 }
@@ -120,9 +134,19 @@ static void sums_of_rows(float *out, const float *a, int64_t row, int64_t step, 
     zero(out, M * C);
     for (int64_t first = 0; first < K; first += DEPTH) {
         const int64_t depth = K - first < DEPTH ? K - first : DEPTH;
+        const float *from = rows + first * C;
         PARALLEL_IF(M * depth * C > WORTH_THREADS)
-        for (int64_t m = 0; m < M; m++) {
-            add_rows(out + m * C, a + m * row + first * step, step, rows + first * C, depth, C);
+        for (int64_t m = 0; m < M; m += TILE_ROWS) {
+            const int64_t end = m + TILE_ROWS < M ? m + TILE_ROWS : M;
+            const int64_t tiled = end - m == TILE_ROWS ? C / TILE_COLUMNS * TILE_COLUMNS : 0;
+            const float *factors = a + m * row + first * step;
+            for (int64_t c = 0; c < tiled; c += TILE_COLUMNS) {
+                add_to_tile(out + m * C + c, factors, row, step, from + c, depth, C);
+            }
+            for (int64_t i = m; i < end; i++) {
+                add_to_row(out + i * C + tiled, factors + (i - m) * row, step, from + tiled,
+                           depth, C, C - tiled);
+            }
         }
     }
 }

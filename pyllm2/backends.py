@@ -86,11 +86,16 @@ def ops(name: str, threads: int | None = None, package: str = "llama2") -> Any:
     threads: how many numba and c may use (None: all processors, fewer for a small model). NumPy's
     BLAS takes its number from OPENBLAS_NUM_THREADS, before NumPy is imported.
 
-    Raises BackendError for a name that does not exist or a backend that cannot run here.
+    Raises what `require` raises.
     """
+    require(name)
+    return _OPS[name](f"pyllm2.{package}", threads)
+
+
+def require(name: str) -> None:
+    """Raises BackendError for a name that does not exist or a backend that cannot run here."""
     if name not in _OPS:
         raise BackendError(f"backend {name!r} does not exist: choose from {', '.join(NAMES)}")
     reason = why_not(name)
     if reason is not None:
         raise BackendError(f"backend {name!r} {reason}")
-    return _OPS[name](f"pyllm2.{package}", threads)

@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pyllm2 import backends
+from pyllm2 import backends, stories
 from pyllm2.errors import ConfigError, FileError, FormatError, PyLLM2Warning, printable
 from pyllm2.formats import llama2c, llama2c_q8, llmc
 from pyllm2.formats.reader import Source, open_source
@@ -25,7 +25,7 @@ from pyllm2.llama2.tokenizer import Tokenizer, from_vocabulary_file
 
 
 def load(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     tokenizer: str | os.PathLike[str] | Tokenizer | GPT2Tokenizer | None = None,
     backend: str | None = None,
     memory_map: bool = False,
@@ -34,6 +34,7 @@ def load(
 ) -> LanguageModel:
     """Open a checkpoint of llama2.c or, GPT-2, of llm.c; its content tells which.
 
+    path: None is the model in the box, a small one that writes stories, with its tokenizer.
     tokenizer: for Llama-2 a `tokenizer.bin` or a SentencePiece `.model`; for GPT-2 llm.c's
     tokenizer file, a rank file of tiktoken, or the words `gpt2` or `bytes`; or one that is loaded
     already. Without one the model works on ids only.
@@ -45,9 +46,13 @@ def load(
     Raises FileError or FormatError naming the file, the field, what was found and expected;
     BackendError.
     """
+    name = backend or backends.default()
+    if path is None:
+        path, tokenizer = stories.MODEL, tokenizer or stories.TOKENIZER
+    backends.require(name)  # before the file is looked at: it may be large
     if _is_gpt2(path):
-        return _load_gpt2(path, tokenizer, backend or backends.default(), threads)
-    return load_llama2(path, tokenizer, backend, memory_map, lenient, threads)
+        return _load_gpt2(path, tokenizer, name, threads)
+    return load_llama2(path, tokenizer, name, memory_map, lenient, threads)
 
 
 def load_llama2(

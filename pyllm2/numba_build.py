@@ -7,12 +7,13 @@ With NUMBA_DISABLE_JIT=1 the loops run as plain Python, for a debugger.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
 import os
 import types
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numba
@@ -78,14 +79,21 @@ def _in_parallel(
             return serial(*arguments, **named)
         if threads is None:
             return parallel(*arguments, **named)
-        usual = numba.get_num_threads()
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-        try:
+        with on_threads(threads):
             return parallel(*arguments, **named)
-        finally:
-            numba.set_num_threads(usual)
 
     return call
+
+
+@contextlib.contextmanager
+def on_threads(threads: int) -> Iterator[None]:
+    """So many threads for the kernels inside a `with`; more than there are is all of them."""
+    usual = numba.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    try:
+        yield
+    finally:
+        numba.set_num_threads(usual)
 
 
 def with_one_signature(kernel: Callable[..., Any], function: Callable[..., Any]) -> Any:

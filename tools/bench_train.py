@@ -2,7 +2,7 @@
 
     python tools/bench_train.py                                  all that can run here, 124M
     python tools/bench_train.py --shape 15M --backends numba,c
-    python tools/bench_train.py --backends numba,torch           the race
+    python tools/race_torch.py                                   numba and torch
 
 Each backend has a process of its own; all have the same weights and the same batch, and their
 losses must agree. They take turns, one step each, so that what else runs on the machine slows all
@@ -222,14 +222,14 @@ def race(names: list[str], shape: str, threads: int, rounds: int) -> None:
         process.end()
 
 
-def main() -> int:
+def main(given: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Time a training step of GPT-2.")
     parser.add_argument("--shape", choices=SHAPES, default="124M")
     parser.add_argument("--backends", help="a comma between; all that can run here")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     if arguments.worker:
         work(arguments.worker, arguments.shape, arguments.threads)
         return 0
@@ -247,4 +247,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -33,6 +33,13 @@ def at_least_zero(text: str) -> float:
 temperature = at_least_zero
 
 
+def minutes(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number > 0")
+    return value
+
+
 def fraction(text: str) -> float:
     value = _number(text)
     if not 0 <= value <= 1:
@@ -121,7 +128,11 @@ def parser_of() -> Parser:
     )
 
     generate = command("generate", "continue a prompt")
-    _add_model(generate)
+    generate.add_argument(
+        "model", nargs="?", metavar="MODEL",
+        help="a checkpoint of llama2.c or llm.c; by default the model in the box",
+    )  # fmt: skip
+    _add_engine(generate)
     source = generate.add_mutually_exclusive_group()
     source.add_argument(
         "--prompt", default="", metavar="TEXT", help="what to continue, default nothing"
@@ -143,7 +154,8 @@ def parser_of() -> Parser:
     generate.add_argument("--no-echo", action="store_true", help="print only what is new")
 
     chat = command("chat", "talk to a chat-tuned model in Llama-2's format")
-    _add_model(chat)
+    chat.add_argument("model", metavar="MODEL", help="a llama2.c checkpoint")
+    _add_engine(chat)
     chat.add_argument(
         "--system", default="", metavar="TEXT", help="the system prompt, default none"
     )
@@ -262,8 +274,7 @@ def _add_group_size(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a llama2.c checkpoint")
+def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer",
         metavar="FILE",

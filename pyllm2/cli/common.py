@@ -25,7 +25,9 @@ def open_model(
     options: argparse.Namespace, load: Callable[..., LanguageModel] = load
 ) -> LanguageModel:
     """The model and tokenizer that the flags name."""
-    tokenizer = options.tokenizer or _find_tokenizer(options.model)
+    tokenizer = options.tokenizer
+    if options.model is not None and tokenizer is None:
+        tokenizer = _find_tokenizer(options.model)
     return load(options.model, tokenizer, options.backend, options.mmap, threads=options.threads)
 
 

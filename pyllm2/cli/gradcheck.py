@@ -30,7 +30,7 @@ def main(options: argparse.Namespace) -> int:
 
     def line(op: str, relative: str, shares: list[str], verdict: str) -> None:
         columns = [f"{op:<20}", f"{relative:>12}", *(f"{share:>12}" for share in shares)]
-        output.write(f"{' '.join(columns)}  {verdict}\n".encode())
+        output.write(f"{' '.join(columns)}  {verdict}".rstrip().encode() + b"\n")
 
     line("gradient of", "differences", able, "")
     passed = True

@@ -25,7 +25,7 @@ def _train(options: argparse.Namespace) -> int:
         raise UsageError(
             f"--vocab-size {options.vocab_size}: specials and bytes alone need {least}"
         )
-    lines = list(_lines(options.texts))
+    lines = list(lines_of(options.texts))
     if not lines:
         raise FileError(options.texts[0], "no text to train on")
     model = train_sentencepiece(lines, options.vocab_size, options.like_original)
@@ -35,7 +35,7 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _lines(paths: Sequence[str]) -> Iterator[str]:
+def lines_of(paths: Sequence[str]) -> Iterator[str]:
     """The lines of all files that are not blank. Raises FormatError where they are not UTF-8."""
     for path in paths:
         with open_source(path) as source:

@@ -49,6 +49,8 @@ class Setup:
 
 def main(options: argparse.Namespace) -> int:
     """Train; 0 when it is done, 130 or 143 when a signal has stopped it."""
+    if options.family == "text":
+        return importlib.import_module("pyllm2.cli.train_text").main(options)
     target = os.path.join(options.out, MODEL_FILE)
     _refuse_overwriting(options.init, target)
     if options.plot:
@@ -79,8 +81,7 @@ def main(options: argparse.Namespace) -> int:
 
 def _prepare(options: argparse.Namespace) -> Setup:
     """Everything that can be wrong with the input is found here."""
-    processors = len(os.sched_getaffinity(0))
-    engine = Engine(options.backend or backends.default(), options.threads or processors)
+    engine = Engine(options.backend or backends.default(), options.threads or _processors())
     family = importlib.import_module(f"pyllm2.{options.family}.family")
     tokenizer = family.load_tokenizer(options.tokenizer) if options.tokenizer else None
     config = _config(options, family, tokenizer)
@@ -92,6 +93,13 @@ def _prepare(options: argparse.Namespace) -> Setup:
         engine, family, tokenizer, _model(options, family, config, engine), train_data,
         validation_data, recipe, plan,
     )  # fmt: skip
+
+
+def _processors() -> int:
+    """How many this process may use: what a backend takes if nobody says otherwise."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _refuse_overwriting(source: str, target: str) -> None:

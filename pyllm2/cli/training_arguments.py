@@ -12,6 +12,7 @@ from pyllm2.cli.arguments import (
     beta,
     count,
     fraction,
+    minutes,
     positive,
     seed32,
 )
@@ -83,6 +84,26 @@ def add_train(train: argparse.ArgumentParser) -> None:
     add_training(gpt2)
     gpt2.set_defaults(dropout=0.0)
     _add_llama2(models)
+    _add_text(models)
+
+
+def _add_text(models: Any) -> None:
+    """`pyllm2 train text`: everything is chosen, and said."""
+    text = models.add_parser(
+        "text",
+        help="from a text to a small Llama that plays, in one command and a given time",
+        description="Train a vocabulary and a small Llama on texts, in sizes that fit them and "
+        "the time given.",
+    )
+    text.add_argument("texts", nargs="+", metavar="TEXT", help="text files, UTF-8")
+    text.add_argument("--out", required=True, metavar="FOLDER", help="a new folder")
+    text.add_argument(
+        "--minutes", type=minutes, default=10.0, metavar="M",
+        help="how long, about, default %(default)s",
+    )  # fmt: skip
+    text.add_argument("--seed", type=seed32, default=1337, metavar="N", help="default %(default)s")
+    text.add_argument("--backend", choices=backends.NAMES, help="by default the best there is")
+    text.add_argument("--threads", type=positive, metavar="N", help="by default all processors")
 
 
 def _add_llama2(models: Any) -> None:

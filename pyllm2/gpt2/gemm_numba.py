@@ -99,7 +99,7 @@ def _pack_slowly(out, width, x, x_row, x_k, rows, steps):
 
 
 @njit
-def _pack_a(out, a, a_row, a_k, rows, steps):
+def pack_a(out, a, a_row, a_k, rows, steps):
     """One panel of a: out[k][r] = a[r, k], r < rows <= MR."""
     if rows < MR or (a_row != 1 and a_k != 1):
         _pack_slowly(out, MR, a, a_row, a_k, rows, steps)
@@ -112,7 +112,7 @@ def _pack_a(out, a, a_row, a_k, rows, steps):
 
 
 @njit
-def _pack_b(out, b, b_k, b_col, columns, steps):
+def pack_b(out, b, b_k, b_col, columns, steps):
     """One panel of b: out[k][j] = b[k, j], j < columns <= NR."""
     if columns < NR or (b_k != 1 and b_col != 1):
         _pack_slowly(out, NR, b, b_col, b_k, columns, steps)
@@ -151,11 +151,11 @@ def _pack_shared(p, share_a, shared, block, a, a_row, a_k, b, b_k, b_col, M, N, 
         if share_a:
             i = p * MR
             out = shared + 4 * (k * _whole(M, MR) + i * steps)
-            _pack_a(out, a + 4 * (i * a_row + k * a_k), a_row, a_k, min(MR, M - i), steps)
+            pack_a(out, a + 4 * (i * a_row + k * a_k), a_row, a_k, min(MR, M - i), steps)
         else:
             j = p * NR
             out = shared + 4 * (k * _whole(N, NR) + j * steps)
-            _pack_b(out, b + 4 * (j * b_col + k * b_k), b_k, b_col, min(NR, N - j), steps)
+            pack_b(out, b + 4 * (j * b_col + k * b_k), b_k, b_col, min(NR, N - j), steps)
 
 
 @njit
@@ -171,12 +171,12 @@ def _unit(share_a, shared, own, zeros, block, a, a_row, a_k, b, b_k, b_col,
             left, right = shared + 4 * k * _whole(M, MR), own
             for j in range(0, N, NR):
                 out, x = own + 4 * j * steps, b + 4 * (j * b_col + k * b_k)
-                _pack_b(out, x, b_k, b_col, min(NR, N - j), steps)
+                pack_b(out, x, b_k, b_col, min(NR, N - j), steps)
         else:
             left, right = own, shared + 4 * k * _whole(N, NR)
             for i in range(0, M, MR):
                 out, x = own + 4 * i * steps, a + 4 * (i * a_row + k * a_k)
-                _pack_a(out, x, a_row, a_k, min(MR, M - i), steps)
+                pack_a(out, x, a_row, a_k, min(MR, M - i), steps)
         tiles_down, tiles = _panels(M, MR), _panels(M, MR) * _panels(N, NR)
         for t in range(tiles):  # what was packed here varies faster: it stays in the caches
             if share_a:

@@ -59,7 +59,7 @@ def _power_of_two(n):
 
 
 @_kernel("contract")
-def _exp(x):
+def exp(x):
     """e^x within an ulp or so: x = n·ln 2 + r, a polynomial in r, n put into the exponent.
 
     Below the smallest normal result it gives 0, above the largest infinity; NaN stays NaN.
@@ -78,14 +78,14 @@ def _exp(x):
 def _gelu(x):
     """x/2 · (1 + tanh a) = x / (1 + exp(-2a)), without the cancellation."""
     a = GELU_SCALE * (x + GELU_CUBIC * x * x * x)
-    return x / (ONE + _exp(-TWO * a))
+    return x / (ONE + exp(-TWO * a))
 
 
 @_kernel("contract")
 def _gelu_slope(x):
     """With s = (1 + tanh a)/2: s + 2·x·s·(1 - s)·a', and 1 - s not from s, so nothing cancels."""
     a = GELU_SCALE * (x + GELU_CUBIC * x * x * x)
-    e = _exp(-TWO * abs(a))
+    e = exp(-TWO * abs(a))
     larger = ONE / (ONE + e)
     smaller = e * larger
     s = larger if a >= ZERO else smaller
@@ -121,8 +121,8 @@ def largest_of(x):
         piece = x[start : start + LANES]
         for j in range(LANES):
             found[j] = piece[j] if piece[j] > found[j] else found[j]
-    largest = FLOOR
-    for j in range(LANES):
+    largest = found[0]
+    for j in range(1, LANES):
         largest = found[j] if found[j] > largest else largest
     for i in range(whole, x.size):
         largest = x[i] if x[i] > largest else largest
@@ -133,7 +133,7 @@ def largest_of(x):
 def exp_row(x, largest):
     """x = exp(x - largest), in place."""
     for i in range(x.size):
-        x[i] = _exp(x[i] - largest)
+        x[i] = exp(x[i] - largest)
 
 
 @_kernel("contract")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pyllm2 import numba_build
 from pyllm2.llama2 import ops_numba, step_numba
 from pyllm2.llama2.quantized import Quantized
+from pyllm2.llama2.training_numba import Training
 
 Array = NDArray[np.float32]
 
@@ -24,11 +25,13 @@ BYTES_WORTH_A_THREAD = 2**21
 
 
 class FastOps(ops_numba.Ops):
-    """The fast build of `ops_numba`, and the whole forward."""
+    """The fast build of `ops_numba`, the whole forward, and the whole step of training."""
 
     def __init__(self, threads: int | None = None) -> None:
         super().__init__("fast")
         self.threads = threads
+        training = Training(ops_numba.Ops("fast", threads), threads)
+        self.losses, self.add_gradient = training.losses, training.add_gradient
 
     def forward(
         self,

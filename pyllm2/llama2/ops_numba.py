@@ -14,6 +14,7 @@ import numpy as np
 from numba import prange
 
 from pyllm2 import numba_build
+from pyllm2.llama2 import ops_backward_numba
 
 ZERO = np.float32(0)
 ONE = np.float32(1)
@@ -206,7 +207,11 @@ _ORDERED = (rope_tables, quantize, dequantize, matmul_q8)
 
 
 class Ops(numba_build.Ops):
-    """One build of every function above, as an ops module."""
+    """One build of every function above and of those of training, as an ops module."""
 
     def __init__(self, build: str, threads: int | None = None) -> None:
-        super().__init__(_OPS, build, threads, _ORDERED)
+        backward = ops_backward_numba.OPS
+        super().__init__((*_OPS, *backward), build, threads, _ORDERED)
+        for function in backward:
+            kernel = numba_build.with_one_signature(getattr(self, function.__name__), function)
+            setattr(self, function.__name__, kernel)

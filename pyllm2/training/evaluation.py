@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm2.errors import FormatError, UsageError
+from pyllm2.errors import FormatError, NotFiniteError, UsageError
 from pyllm2.formats.evaluation import COMPLETIONS, Example, read_examples
 
 Array = NDArray[np.float32]
@@ -128,13 +128,19 @@ def evaluate(
     """How many examples of the loader's share the model gets right, from the first on.
 
     progress: called after each batch with the batches done and all.
+
+    Raises NotFiniteError if a loss is not a number (infinite it may be).
     """
     loader.reset()
     correct = 0
     for done in range(1, loader.num_batches + 1):
         batch = loader.next_batch()
         if batch.mask.any():
-            correct += count_correct(model.losses(batch.inputs, batch.targets), batch)
+            with np.errstate(all="ignore"):  # of weights that are no numbers: judged here
+                losses = model.losses(batch.inputs, batch.targets)
+            if np.isnan(losses[batch.mask == 1]).any():
+                raise NotFiniteError(f"a loss is not a number in batch {done} of multiple choice")
+            correct += count_correct(losses, batch)
         if progress is not None:
             progress(done, loader.num_batches)
     return correct

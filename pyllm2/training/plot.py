@@ -35,7 +35,9 @@ def plot_log(log: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4))
     for stream, label, style in (("trl", "training", "-"), ("tel", "validation", "o-")):
         if streams[stream]:
-            axes.plot(streams[stream].keys(), streams[stream].values(), style, ms=3, label=label)
+            axes.plot(
+                list(streams[stream]), list(streams[stream].values()), style, ms=3, label=label
+            )
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats a token)")
     axes.legend()

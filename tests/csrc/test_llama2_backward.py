@@ -159,20 +159,34 @@ def test_what_only_training_has_forward_is_within_its_bound(build, n, seed):
     assert not losses[targets == -1].any()
 
 
-@given(N=st.integers(1, 9), K=st.integers(1, 9), more=st.sampled_from([0, 256, 512]), seed=SEEDS)
-def test_matmul_backward_in_fours_is_the_naive_one(N, K, more, seed):
-    """Taking four rows at a time, and 256 before the next, changes no bit; stale memory neither."""
+@given(
+    N=st.integers(1, 18), OC=st.integers(1, 18), C=st.sampled_from([1, 5, 31, 32, 33, 70]),
+    more=st.sampled_from([0, 256, 512]), seed=SEEDS,
+)  # fmt: skip
+def test_matmul_backward_in_tiles_is_the_naive_one(N, OC, C, more, seed):
+    """Tiles, what they leave over, and 256 rows before the next change no bit; nor stale memory."""
     random = np.random.default_rng(seed)
     library = Library("llama2_training", "strict", prefix="llama2")
-    for rows, OC in ((N + more, K), (N, K + more)):
-        shapes_ = ((rows, OC), (rows, 5), (OC, 5))
+    for rows, columns in ((N + more, OC), (N, OC + more)):
+        shapes_ = ((rows, columns), (rows, C), (columns, C))
         dout, x, w = (random.normal(size=s).astype(np.float32) for s in shapes_)
         results = []
         for name in ("matmul_backward", "matmul_backward_naive"):
             dx, dw = np.full_like(x, np.nan), np.full_like(w, np.nan)
-            library.call(name, dx, dw, dout, x, w, rows, 5, OC)
+            library.call(name, dx, dw, dout, x, w, rows, C, columns)
             results.append((dx, dw))
         assert all(map(same_bits, *results))
+
+
+@pytest.mark.parametrize("T", [63, 64, 65, 68, 128, 131])
+def test_matmul_in_blocks_of_tokens_is_the_naive_one(T):
+    """Training feeds thousands of rows at once; where one block ends changes no bit."""
+    random, library = np.random.default_rng(T), Library("llama2", "strict")
+    x, w = (random.normal(size=s).astype(np.float32) for s in ((T, 7), (9, 7)))
+    blocks, naive = np.full((2, T, 9), np.nan, np.float32)
+    library.call("matmul", blocks, x, w, T, 7, 9)
+    library.call("matmul_naive", naive, x, w, T, 7, 9)
+    assert same_bits(blocks, naive)
 
 
 @given(n=sizes(), seed=SEEDS)

@@ -86,7 +86,7 @@ REFUSALS = [
     usage("warmup", "warm-up of 12 steps: expected fewer than the 12 of the run",
           "--warmup", "12"),
     usage("schedule", f"--schedule: invalid choice: 'sine' (choose from 'constant', 'linear', "
-          f"'cosine', 'wsd') {HELP}", "--schedule", "sine"),
+          f"'cosine', 'wsd', 'llama2') {HELP}", "--schedule", "sine"),
     usage("learning-rate", f"--learning-rate: 'nan': expected a number ≥ 0 {HELP}",
           "--learning-rate", "nan"),
     usage("beta2", f"--beta2: '1': expected 0 ≤ β < 1 {HELP}", "--beta2", "1"),

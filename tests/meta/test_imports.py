@@ -37,7 +37,7 @@ RULES = [
     ("pyllm2.training.signals", []),
     ("pyllm2.training.recipe", ["pyllm2.errors", "pyllm2.training.schedule"]),
     ("pyllm2.training.plot", ["matplotlib*", "pyllm2.errors", "pyllm2.formats.writer", LOG]),
-    ("pyllm2.training.sample", ["numpy*", "pyllm2.sampling"]),
+    ("pyllm2.training.sample", ["pyllm2.generate", "pyllm2.sampling", "pyllm2.session"]),
     ("pyllm2.training.checkpoint", ["numpy*", "pyllm2.errors", "pyllm2.formats*", OUTLIER]),
     ("pyllm2.training.folder", ["filelock", "pyllm2.errors", "pyllm2.training*"]),
     ("pyllm2.training.trainer", ["numpy*", "pyllm2.errors", "pyllm2.training*"]),
@@ -53,9 +53,19 @@ RULES = [
     ("pyllm2.training.loader", ["numpy*", "pyllm2.errors", "pyllm2.formats*", "pyllm2.mersenne"]),
     ("pyllm2.numba_build", ["numpy*", "numba*"]),
     ("pyllm2.*.engine_numba", [*NUMBA, "pyllm2.*.*_numba", "pyllm2.*.quantized"]),
+    ("pyllm2.llama2.ops_numba", [*NUMBA, "pyllm2.llama2.ops_backward_numba"]),
     ("pyllm2.*.ops_numba", NUMBA),
     ("pyllm2.*.step_numba", ["numpy*", "numba*", "llvmlite*", "pyllm2.*.vectors*_numba"]),
     ("pyllm2.*.vectors_q8_numba", ["numpy*", "numba*", "llvmlite*", "pyllm2.*.vectors_numba"]),
+    ("pyllm2.gpt2.gemm_numba", ["numpy*", "numba*", "pyllm2.gpt2.tile_numba"]),
+    (
+        "pyllm2.gpt2.attention_numba",
+        ["numpy*", "numba*", *(f"pyllm2.gpt2.{n}_numba" for n in ("tile", "gemm", "kernels"))],
+    ),
+    (
+        "pyllm2.gpt2.room_numba",
+        ["numpy*", "pyllm2.gpt2.gemm_numba", "pyllm2.gpt2.attention_numba"],
+    ),
     ("pyllm2.gpt2.gemm_numba", ["numpy*", "numba*", "pyllm2.gpt2.tile_numba"]),
     (
         "pyllm2.gpt2.attention_numba",

@@ -103,7 +103,9 @@ def test_the_newest_are_kept(data: Path, tmp_path: Path) -> None:
     """`keep` of them; what else is in the folder is left alone."""
     (tmp_path / "step_notes.safetensors").write_text("mine")
     with ExitStack() as stack:
-        run_in(stack, tmp_path, data, steps=11).run()
+        it = run_in(stack, tmp_path, data, steps=11)
+        it.run()
+        assert it.folder.newest() == str(tmp_path / "step_00000011.safetensors")
     assert [step for step, _ in checkpoints(str(tmp_path))] == [8, 11]
     assert (tmp_path / "step_notes.safetensors").read_text() == "mine"
 

@@ -1,7 +1,7 @@
 """The loop against recorded runs: the original's CPU trainer, and the rules of its GPU trainer.
 
 Limits are those of the recordings' own description: about five times what a plain float32
-implementation deviates. The strict C backend must agree to the last bit.
+implementation deviates. The strict backends must agree to the last bit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .toy import NoFolder, Record
 
 LOSS = 5e-5
 NORM = 1e-5  # of the norm: the limit of a gradient is 1e-5 of its largest element
-STRICT = "c-strict"
+STRICT = ("c-strict", "numba-strict")
 
 
 class Ranks:
@@ -100,7 +100,7 @@ def test_the_cpu_trainer(backend: str, shared: Path, ready: Ready) -> None:
     found = [update.loss for update in record.updates]
     found_validations = [loss for step, loss in record.validations.items() if step <= log["steps"]]
     final = np.load(folder / "final.npz")["params"]
-    if backend == STRICT:
+    if backend in STRICT:
         assert found == losses
         assert found_validations == validations
         np.testing.assert_array_equal(trainer.model.params.flat, final)

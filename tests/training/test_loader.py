@@ -41,9 +41,11 @@ def write(folder: Path, counts: list[int], bytes_per_id: int = 2) -> str:
     return str(folder / "s_*.bin")
 
 
-def starts(counts: list[int], stride: int, rank: int, BT: int, shuffle: bool) -> Iterator[int]:
+def starts(
+    counts: list[int], stride: int, rank: int, BT: int, shuffle: bool, seed: int
+) -> Iterator[int]:
     """By the rules: the first id of each batch, for ever."""
-    rng = MersenneTwister(42 + rank)
+    rng = MersenneTwister((seed + rank) % 2**32)
     shards = np.arange(len(counts), dtype=np.int32)
     while True:
         if shuffle:
@@ -57,17 +59,18 @@ def starts(counts: list[int], stride: int, rank: int, BT: int, shuffle: bool) ->
 
 
 @writes_files
-@given(data(), st.booleans(), st.sampled_from([2, 4]))
+@given(data(), st.booleans(), st.sampled_from([2, 4]), st.sampled_from([None, 1, 2**32 - 1]))
 def test_batches_come_in_the_order_of_the_rules(
-    tmp_path: Path, data: dict[str, Any], shuffle: bool, bytes_per_id: int
+    tmp_path: Path, data: dict[str, Any], shuffle: bool, bytes_per_id: int, seed: int | None
 ) -> None:
     """Over two epochs, for every rank, whatever the width of an id."""
     B, T, P, counts = data["B"], data["T"], data["processes"], data["counts"]
     pattern = write(tmp_path, counts, bytes_per_id)
     for rank in range(P):
-        loader = DataLoader(pattern, B, T, rank, P, shuffle)
+        seeded = {} if seed is None else {"seed": seed}
+        loader = DataLoader(pattern, B, T, rank, P, shuffle, **seeded)
         assert loader.num_tokens == sum(counts)
-        expected = starts(counts, B * T * P, rank, B * T, shuffle)
+        expected = starts(counts, B * T * P, rank, B * T, shuffle, 42 if seed is None else seed)
         for _ in range(2 * loader.num_batches + 1):
             x, y = loader.next_batch()
             ids = np.arange(B * T).reshape(B, T) + next(expected)

@@ -17,6 +17,16 @@ def test_the_lines() -> None:
     assert training_line(0, 4.56789, 3e-4, 12.3456) == "s:0 trl:4.5679 lr:0.000300 norm:12.35"
 
 
+def test_a_new_run_begins_with_an_empty_log(tmp_path: Path) -> None:
+    """One that is resumed goes on with what is there."""
+    path = tmp_path / "main.log"
+    Log(path).add("a")
+    Log(path, resume=True).add("b")
+    assert path.read_bytes() == b"a\nb\n"
+    Log(path).add("c")
+    assert path.read_bytes() == b"c\n"
+
+
 def test_the_originals_log_byte_for_byte(shared: Path, tmp_path: Path) -> None:
     """The recorded calls, without and with resume; multiple choice is not ours."""
     folder = shared / "golden" / "llmc" / "logger"

@@ -85,8 +85,8 @@ class Wide:
 
     vocab_size, end_of_text = 2**16 + 1, 2**16
 
-    def encode(self, text: bytes) -> list[int]:
-        return [7] * len(text)
+    def encode_document(self, text: bytes) -> list[int]:
+        return [self.end_of_text] + [7] * len(text)
 
     def write_tokenizer(self, path: Path) -> None:
         path.write_bytes(b"")

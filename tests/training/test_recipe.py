@@ -21,7 +21,7 @@ GOOD: dict[str, Any] = {"batch": 2, "context": 4, "total_batch": 16, "steps": 10
      ({"final_fraction": 1.5}, r"final_fraction = 1\.5: expected a number from 0 to 1"),
      ({"weight_decay": -0.1}, r"weight_decay = -0\.1: expected"),
      ({"clip": -1.0}, r"clip = -1\.0: expected"),
-     ({"beta1": 1.0}, r"beta1 = 1\.0: expected 0 ≤ β < 1"),
+     ({"beta1": 1.0}, r"beta1 = 1\.0: expected 0 ≤ x < 1"),
      ({"beta2": -0.5}, r"beta2 = -0\.5: expected"),
      ({"decay": "some"}, "decay 'some': choose from matrices, all"),
      ({"schedule": "none"}, "schedule 'none' does not exist"),

@@ -56,6 +56,13 @@ def test_a_step_is_one_descent_along_the_mean_gradient(data: Path) -> None:
     assert (update.rate, update.done, it.step) == (0.25, 1, 1)
 
 
+def test_every_step_has_its_own_rate(data: Path) -> None:
+    """That of the schedule at the steps before it."""
+    it, record = ran(data, steps=6, schedule="linear", warmup=2)
+    assert [u.rate for u in record.updates] == [it.recipe.rate(step) for step in range(6)]
+    assert len({u.rate for u in record.updates}) == 4
+
+
 def test_the_step_number_of_the_optimizer_counts_from_one(data: Path) -> None:
     """And goes on through skipped steps: it corrects how young the moments are."""
     it = trainer(data, skip_loss_z=0.5)
@@ -89,6 +96,16 @@ def test_an_outlier_is_skipped_and_consumes_its_data(data: Path, which: str) -> 
     assert not it.m.flat.any()
     assert it.step == 1
     assert it.train_data.state()["sample"] == 2
+
+
+def test_a_step_is_saved_once(data: Path) -> None:
+    """However often one asks."""
+    it = trainer(data)
+    it.save()
+    it.save()
+    it.learn()
+    it.save()
+    assert it.report.saves == [0, 1]  # type: ignore[attr-defined]
 
 
 def test_both_detectors_see_every_step(data: Path) -> None:
