@@ -223,8 +223,9 @@ def parser_of() -> Parser:
 
     gradcheck = command("gradcheck", "hold gradients to differences, and backends to gradients")
     gradcheck.add_argument(
-        "op", nargs="?", metavar="OP", help="encoder, layernorm, … or model; by default all"
-    )
+        "op", nargs="?", metavar="OP",
+        help="gpt2, llama2, or one op of theirs: attention, llama2.rope, …; by default all",
+    )  # fmt: skip
     gradcheck.add_argument(
         "--examples", type=positive, default=20, metavar="N",
         help="drawn inputs for each, default %(default)s",

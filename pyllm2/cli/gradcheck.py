@@ -17,20 +17,26 @@ def main(options: argparse.Namespace) -> int:
         raise BackendError("gradcheck needs hypothesis: pip install 'pyllm2[testing]'") from None
     from pyllm2.testing import gradcheck
 
-    if options.op is not None and options.op not in gradcheck.NAMES:
-        raise UsageError(f"OP: {options.op!r}: expected one of {', '.join(gradcheck.NAMES)}")
-    names = [name for name in backends.NAMES if backends.why_not(name) is None]
-    rivals = {name: backends.ops(name, package="gpt2") for name in names}
+    names = gradcheck.named(options.op)
+    if not names:
+        known = ", ".join((*gradcheck.MODELS, *gradcheck.NAMES))
+        raise UsageError(f"OP: {options.op!r}: expected one of {known}")
+    able = [name for name in backends.NAMES if backends.why_not(name) is None]
+    rivals = {
+        package: {name: backends.ops(name, package=package) for name in able}
+        for package in sorted({name.partition(".")[0] for name in names})
+    }
     output = Output()
 
     def line(op: str, relative: str, shares: list[str], verdict: str) -> None:
-        columns = [f"{op:<12}", f"{relative:>12}", *(f"{share:>12}" for share in shares)]
+        columns = [f"{op:<20}", f"{relative:>12}", *(f"{share:>12}" for share in shares)]
         output.write(f"{' '.join(columns)}  {verdict}".rstrip().encode() + b"\n")
 
-    line("gradient of", "differences", list(rivals), "")
+    line("gradient of", "differences", able, "")
     passed = True
-    for name in (options.op,) if options.op else gradcheck.NAMES:
-        found = gradcheck.check(name, rivals, options.examples, options.seed)
+    for name in names:
+        ours = rivals[name.partition(".")[0]]
+        found = gradcheck.check(name, ours, options.examples, options.seed)
         shares = [f"{share:.3f}" for share in (found.shares or {}).values()]
         line(name, f"{found.relative:.1e}", shares, "ok" if found.passed else "OUTSIDE")
         passed &= found.passed

@@ -58,12 +58,12 @@ def has_no_part_along_x(op: Any, dout: Array, x: Array, weight: Array) -> None:
     """dx · x = 0 but for epsilon, which leaves the share eps·r² of g · x · r."""
     dx = op(dout, x, weight)[0]
     error = np.sum(bounds.rmsnorm_backward(dout, x, weight)[0].error * np.abs(x), axis=-1)
-    dout, x, weight = float64(dout, x, weight)
-    r2 = 1 / (np.mean(x * x, axis=-1) + forward_bounds.EPS)
-    g = dout * weight
-    left = np.sum(g * x, axis=-1) * np.sqrt(r2) * (forward_bounds.EPS * r2)
-    slack = EXACTLY * np.sum(np.abs(g * x), axis=-1) * np.sqrt(r2)
-    near(np.sum(dx * x, axis=-1), left, error + slack, "dx · x = 0")
+    dout64, x64, weight64 = float64(dout, x, weight)
+    r2 = 1 / (np.mean(x64 * x64, axis=-1) + forward_bounds.EPS)
+    along = dout64 * weight64 * x64
+    left = np.sum(along, axis=-1) * np.sqrt(r2) * (forward_bounds.EPS * r2)
+    slack = EXACTLY * np.sum(np.abs(along), axis=-1) * np.sqrt(r2)
+    near(np.sum(dx * x64, axis=-1), left, error + slack, "dx · x = 0")
 
 
 def is_linear_in_the_weight(op: Any, dout: Array, x: Array, weight: Array) -> None:

@@ -20,7 +20,7 @@ def test_it_prints_a_line_for_the_gradient_asked_for(tmp_path: Path) -> None:
     assert (outcome.code, outcome.err) == (0, b"")
     header, line, _ = outcome.out.decode().splitlines()
     assert "numpy" in header
-    assert line.startswith("gelu")
+    assert line.startswith("gpt2.gelu ")
     assert line.endswith("ok")
     assert in_process(argv, tmp_path).out == outcome.out
 
@@ -29,21 +29,33 @@ def test_what_is_outside_makes_it_fail(tmp_path: Path, monkeypatch: pytest.Monke
     """Exit code 1, and the line says which."""
 
     def outside(name: str, *_: Any) -> gradcheck.Finding:
-        return gradcheck.Finding(name, 0.1, 2.0 if name == "matmul" else 0.5, {})
+        return gradcheck.Finding(name, 0.1, 2.0 if name == "llama2.matmul" else 0.5, {})
 
     monkeypatch.setattr(gradcheck, "check", outside)
     outcome = in_process(["gradcheck"], tmp_path)
     assert outcome.code == 1
     lines = [line.split() for line in outcome.out.decode().splitlines()[1:-1]]
     assert [line[0] for line in lines] == list(gradcheck.NAMES)
-    assert [line[0] for line in lines if line[-1] != "ok"] == ["matmul"]
+    assert [line[0] for line in lines if line[-1] != "ok"] == ["llama2.matmul"]
 
 
 def test_a_gradient_that_does_not_exist_is_a_usage_error(tmp_path: Path) -> None:
     """It names those that do."""
     outcome = in_process(["gradcheck", "softmax"], tmp_path)
-    expected = f"pyllm2: error: OP: 'softmax': expected one of {', '.join(gradcheck.NAMES)}\n"
+    known = ", ".join(("gpt2", "llama2", *gradcheck.NAMES))
+    expected = f"pyllm2: error: OP: 'softmax': expected one of {known}\n"
     assert (outcome.code, outcome.out, outcome.err.decode()) == (2, b"", expected)
+
+
+def test_a_word_may_mean_several_gradients() -> None:
+    """A model's name all of its own, an op's that of every model that has it."""
+    assert gradcheck.named(None) == list(gradcheck.NAMES)
+    assert gradcheck.named("llama2") == [
+        f"llama2.{name}" for name in gradcheck.MODELS["llama2"].names
+    ]
+    assert gradcheck.named("matmul") == ["gpt2.matmul", "llama2.matmul"]
+    assert gradcheck.named("llama2.rope") == ["llama2.rope"]
+    assert gradcheck.named("gpt2.rope") == []
 
 
 def test_without_hypothesis_it_says_what_to_install(

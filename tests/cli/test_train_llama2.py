@@ -214,7 +214,7 @@ def test_another_dropout_is_another_run(folder: Path) -> None:
     [
         (("--init", "q8.bin"), 1, "q8.bin: is int8: training goes on from float32"),
         (("--init", "own.bin"), 1, "own.bin: is a model with a classifier of its own"),
-        (("--init", "m.bin", "--tokenizer", "small.bin"), 1, "small.bin: has 262 tokens, the model"),
+        (("--init", "m.bin", "--tokenizer", "small.bin"), 1, "small.bin: has 262 tokens"),
         (("--context", "17"), 2, "--context 17: the model has 16 positions"),
         (("--init", "dim=8,layers=2"), 2, "heads=… is missing"),
         (("--dropout", "1"), 2, "--dropout"),
