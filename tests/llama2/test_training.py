@@ -102,6 +102,7 @@ def test_what_is_not_asked_about_teaches_nothing(backend: str, data: st.DataObje
     assert_gradient(gradient_of(model, *silent)[1], bound.gradient)
 
 
+@settings(max_examples=10)
 @given(data=st.data())
 def test_later_tokens_do_not_change_earlier_losses(data: st.DataObject) -> None:
     """The loss at t depends on tokens up to t and the target at t."""
@@ -132,6 +133,7 @@ def test_what_was_trained_is_what_is_played(backend: str, data: st.DataObject) -
         assert (np.abs(value - bound.value[rows]) <= 1e-9 * (1 + np.abs(value))).all()
 
 
+@settings(max_examples=10)
 @given(data=st.data())
 def test_the_bound_is_small_beside_the_gradient(data: st.DataObject) -> None:
     """A bound that lets anything pass would prove nothing."""
