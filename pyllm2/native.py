@@ -27,7 +27,7 @@ from pathlib import Path
 from pyllm2.errors import BackendError
 
 # What csrc/NAME.c must answer to NAME_abi().
-ABI = {"llama2": 2, "llama2_training": 1, "gpt2": 1, "adamw": 1}
+ABI = {"llama2": 2, "llama2_training": 1, "gpt2": 1, "adamw": 1, "limits": 2}
 BUILDS = ("fast", "strict")
 
 _BASE = ["-std=c99", "-shared", "-fPIC", "-D_POSIX_C_SOURCE=200809L"]

@@ -1,7 +1,8 @@
-"""Time a training step of GPT-2 (forward, backward, AdamW) by every backend, and by PyTorch.
+"""Time a training step (forward, backward, AdamW) by every backend, and by PyTorch.
 
-    python tools/bench_train.py                                  all that can run here, 124M
+    python tools/bench_train.py                                  all that can run here, GPT-2 124M
     python tools/bench_train.py --shape 15M --backends numba,c
+    python tools/bench_train.py --shape llama-1M                 a Llama-2
     python tools/race_torch.py                                   numba and torch
 
 Each backend has a process of its own; all have the same weights and the same batch, and their
@@ -13,6 +14,7 @@ takes before, weights, gradients and moments.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import os
@@ -31,12 +33,17 @@ import numpy as np
 from pyllm2 import backends
 from pyllm2.gpt2.config import GPT2Config
 from pyllm2.gpt2.model import GPT2
+from pyllm2.llama2.config import Llama2Config
+from pyllm2.llama2.training import TrainableLlama2
+from pyllm2.llama2.training import shapes as llama2_shapes
 from pyllm2.training.parameters import Parameters
 
-SHAPES = {  # the config, B, T
+SHAPES: dict[str, tuple[GPT2Config | Llama2Config, int, int]] = {  # the config, B, T
     "124M": (GPT2Config(1024, 50257, 12, 12, 768, 50304), 4, 64),
     "15M": (GPT2Config(256, 32000, 6, 6, 288, 32000), 8, 128),
     "1M": (GPT2Config(128, 1000, 4, 4, 128, 1024), 8, 128),
+    "llama-1M": (Llama2Config(128, 352, 5, 8, 4, 1024, 256), 32, 256),
+    "llama-15M": (Llama2Config(288, 768, 6, 6, 6, 32000, 256), 4, 256),
 }
 ADAMW = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 NAMES = ("numba", "c", "numpy", "torch")
@@ -50,10 +57,13 @@ def original_floats(config: GPT2Config, B: int, T: int) -> int:
     return B * T * (2 * C + 2 + 2 * Vp + 1) + L * a_layer
 
 
-def flops(config: GPT2Config, B: int, T: int) -> int:
+def flops(config: GPT2Config | Llama2Config, B: int, T: int) -> int:
     """Of the matrix products of a step: forward, and twice as much backward."""
-    C, L, Vp = config.channels, config.num_layers, config.padded_vocab_size
-    return 3 * 2 * B * T * C * (12 * L * C + Vp)
+    if isinstance(config, GPT2Config):
+        C, L, V = config.channels, config.num_layers, config.padded_vocab_size
+        return 3 * 2 * B * T * C * (12 * L * C + V)
+    C, L, V = config.dim, config.n_layers, config.vocab_size
+    return 3 * 2 * B * T * C * (L * (2 * C + 2 * config.kv_dim + 3 * config.hidden_dim) + V)
 
 
 # ---- one backend, in a process of its own -----------------------------------------------------
@@ -70,20 +80,24 @@ class Worker:
 
     def __init__(self, name: str, shape: str, threads: int) -> None:
         config, B, T = SHAPES[shape]
-        if name == "torch":
-            from torch_gpt2 import TorchTraining
-        else:
-            ops, self.optimizer = (backends.ops(name, threads, p) for p in ("gpt2", "training"))
+        is_gpt2 = isinstance(config, GPT2Config)
+        package = "gpt2" if is_gpt2 else "llama2"
+        if name != "torch":
+            ops, self.optimizer = (backends.ops(name, threads, p) for p in (package, "training"))
         self.known_kib = kib("VmRSS") + 4 * 4 * config.parameters() // 1024
         random = np.random.default_rng(0)
         ids = random.integers(0, config.vocab_size, (B, T + 1))
         self.batch = np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
-        params = Parameters(config.shapes())
+        params = Parameters(config.shapes() if is_gpt2 else llama2_shapes(config))
         params.flat[...] = random.standard_normal(params.flat.size, dtype=np.float32) * 0.02
+        if not is_gpt2:
+            for norm in ("attention_norm", "ffn_norm", "final_norm"):
+                params[norm][...] = 1
         if name == "torch":
-            self.step = TorchTraining(config, params, threads, **ADAMW).step
+            torch_training = importlib.import_module(f"torch_{package}").TorchTraining
+            self.step = torch_training(config, params, threads, **ADAMW).step
             return
-        self.model = GPT2(config, params, ops)
+        self.model = (GPT2 if is_gpt2 else TrainableLlama2)(config, params, ops)
         self.grads, self.m, self.v = (params.zeros_like() for _ in range(3))
         self.taken = 0
         self.step = self._step
@@ -203,7 +217,8 @@ def race(names: list[str], shape: str, threads: int, rounds: int) -> None:
     config, B, T = SHAPES[shape]
     print(f"{shape}, B={B}, T={T}, {threads} threads, {rounds} rounds; loss {losses[names[0]]:.6f}")
     print(f"products {flops(config, B, T) / 1e9:.1f} GFLOP, sgemm {limit:.0f} GFLOP/s here and now")
-    print(f"activations of llm.c: {original_floats(config, B, T) * 4 / 2**20:.0f} MiB")
+    if isinstance(config, GPT2Config):
+        print(f"activations of llm.c: {original_floats(config, B, T) * 4 / 2**20:.0f} MiB")
     others = [f"vs {name}" for name in ("c", "torch") if name in names]
     heads = ["ms (median)", "ms (best)", "CPU ms", *others, "of sgemm", "MiB"]
     print(f"{'':8}" + "".join(f"{head:>13}" for head in heads))
@@ -223,7 +238,7 @@ def race(names: list[str], shape: str, threads: int, rounds: int) -> None:
 
 
 def main(given: list[str]) -> int:
-    parser = argparse.ArgumentParser(description="Time a training step of GPT-2.")
+    parser = argparse.ArgumentParser(description="Time a training step.")
     parser.add_argument("--shape", choices=SHAPES, default="124M")
     parser.add_argument("--backends", help="a comma between; all that can run here")
     parser.add_argument("--threads", type=int, default=2)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit, prange
@@ -24,7 +25,17 @@ from pyllm2.gpt2 import gemm_numba, kernels_numba
 from pyllm2.gpt2.gemm_numba import pack_a, pack_b
 from pyllm2.gpt2.kernels_numba import exp
 from pyllm2.gpt2.tile_numba import (
-    LANES, MR, NR, atomic_add, get_float, kernel, put_float, put_int, tile, turn_a, turn_b,
+    LANES,
+    MR,
+    NR,
+    atomic_add,
+    get_float,
+    kernel,
+    put_float,
+    put_int,
+    tile,
+    turn_a,
+    turn_b,
 )  # fmt: skip
 
 FINGERPRINT = hashlib.sha256(
@@ -43,6 +54,22 @@ def padded(T):
     """Positions, rounded up to whole blocks and panels."""
     blocks = (T + NR - 1) // NR * NR
     return (blocks + MR - 1) // MR * MR
+
+
+class Work(NamedTuple):
+    """What a backward of one thread works in."""
+
+    scores: Any
+    dscores: Any
+    keys: Any
+    values: Any
+    keys_down: Any
+    columns: Any
+    rows: Any
+    result: Any
+    turned: Any
+    dkv: Any
+    numbers: Any
 
 
 def room(threads: int, T: int, hs: int) -> dict[str, np.ndarray]:
@@ -166,37 +193,36 @@ def _block_forward(q, stride, first, n, hs, scale, keys, values, P, scores, colu
 
 
 @njit
-def _block_backward(q, stride, dout, out, out_row, first, n, hs, scale, r, dq):
-    """The same backwards. dq: address of its first row; r: the arrays of this thread."""
-    (scores, dscores, keys, values, keys_down, columns, rows, result, turned, dkv, numbers) = r
-    seen, zeros, one, P = first + NR, _address(numbers[3]), np.int64(1), dkv.shape[2]
-    pack_b(_address(columns[0]), q, one, stride, n, hs)
-    pack_b(_address(columns[1]), dout, one, out_row, n, hs)
-    _panels_of_channels(q, stride, n, hs, _address(rows[0]), NR)
-    _panels_of_channels(dout, out_row, n, hs, _address(rows[1]), NR)
+def _block_backward(q, stride, dout, out, out_row, first, n, hs, scale, w, dq):
+    """The same backwards. dq: address of its first row."""
+    seen, zeros, one, P = first + NR, _address(w.numbers[3]), np.int64(1), w.dkv.shape[2]
+    pack_b(_address(w.columns[0]), q, one, stride, n, hs)
+    pack_b(_address(w.columns[1]), dout, one, out_row, n, hs)
+    _panels_of_channels(q, stride, n, hs, _address(w.rows[0]), NR)
+    _panels_of_channels(dout, out_row, n, hs, _address(w.rows[1]), NR)
     for j in range(NR):
         total = ZERO
         if j < n:
             for i in range(hs):
                 at = 4 * (j * out_row + i)
                 total += get_float(dout + at) * get_float(out + at)
-        numbers[2, j] = total
-    _tiles_down(_address(keys), hs, _address(columns[0]), _address(scores), seen, zeros)
-    _tiles_down(_address(values), hs, _address(columns[1]), _address(dscores), seen, zeros)
-    _hide_future(scores, first)
-    _weights_again(scores, dscores, seen, scale, numbers)
-    at = _address(result)
+        w.numbers[2, j] = total
+    _tiles_down(_address(w.keys), hs, _address(w.columns[0]), _address(w.scores), seen, zeros)
+    _tiles_down(_address(w.values), hs, _address(w.columns[1]), _address(w.dscores), seen, zeros)
+    _hide_future(w.scores, first)
+    _weights_again(w.scores, w.dscores, seen, scale, w.numbers)
+    panels, at = _address(w.keys_down), _address(w.result)
     for i in range(0, hs, MR):
-        tile(_address(keys_down) + 4 * i * P, _address(dscores), seen, at + ROW * i, ROW, zeros, 0)
+        tile(panels + 4 * i * P, _address(w.dscores), seen, at + ROW * i, ROW, zeros, 0)
     _turn_out(at, NR, hs, n, dq, stride)
     for s in range(0, seen, NR):
         for which in range(2):  # dk from dscores and queries, dv from weights and douts
-            source = _address(dscores) if which == 0 else _address(scores)
+            source = _address(w.dscores) if which == 0 else _address(w.scores)
             for j in range(0, NR, LANES):
-                turn_b(_address(turned) + 4 * j, ROW, source + ROW * (s + j), ROW, NR)
+                turn_b(_address(w.turned) + 4 * j, ROW, source + ROW * (s + j), ROW, NR)
             for i in range(0, hs, MR):
-                sums = _address(dkv[which]) + 4 * (i * P + s)
-                tile(_address(rows[which]) + ROW * i, _address(turned), n, sums, 4 * P,
+                sums = _address(w.dkv[which]) + 4 * (i * P + s)
+                tile(_address(w.rows[which]) + ROW * i, _address(w.turned), n, sums, 4 * P,
                      sums, 4 * P)  # fmt: skip
 
 
@@ -222,30 +248,29 @@ def _group_forward(qkv, C, KV, g, group, hs, out, sums, scores, keys, values_dow
 
 
 @njit
-def _group_backward(dout, qkv, C, KV, g, group, hs, out, sums, dqkv, r):
+def _group_backward(dout, qkv, C, KV, g, group, hs, out, sums, dqkv, w):
     """The same backwards; writes the columns of dqkv that are this group's."""
-    (scores, dscores, keys, values, keys_down, columns, rows, result, turned, dkv, numbers) = r
     T, stride = qkv.shape
     P, scale = padded(T), np.float32(ONE / np.float32(math.sqrt(np.float32(hs))))
     k = _address(qkv) + 4 * (C + g * hs)
-    _panels_of_keys(k, stride, T, hs, _address(keys))
-    _panels_of_keys(k + 4 * KV, stride, T, hs, _address(values))
-    _panels_of_channels(k, stride, T, hs, _address(keys_down), P)
-    dkv[:] = ZERO
+    _panels_of_keys(k, stride, T, hs, _address(w.keys))
+    _panels_of_keys(k + 4 * KV, stride, T, hs, _address(w.values))
+    _panels_of_channels(k, stride, T, hs, _address(w.keys_down), P)
+    w.dkv[:] = ZERO
     for h in range(group):
         head = (g * group + h) * hs
         for first in range(0, T, NR):
             n = min(NR, T - first)
             for j in range(NR):  # beyond n there is no query: its weights become 0
-                numbers[0, j] = sums[h, 0, first + j] if j < n else ZERO
-                numbers[1, j] = sums[h, 1, first + j] if j < n else ZERO
+                w.numbers[0, j] = sums[h, 0, first + j] if j < n else ZERO
+                w.numbers[1, j] = sums[h, 1, first + j] if j < n else ZERO
             down, across = 4 * (first * stride + head), 4 * (first * C + head)
             _block_backward(_address(qkv) + down, stride, _address(dout) + across,
-                            _address(out) + across, C, first, n, hs, scale, r,
+                            _address(out) + across, C, first, n, hs, scale, w,
                             _address(dqkv) + down)  # fmt: skip
     for which in range(2):
         to = _address(dqkv) + 4 * (C + which * KV + g * hs)
-        _turn_out(_address(dkv[which]), P, hs, T, to, stride)
+        _turn_out(_address(w.dkv[which]), P, hs, T, to, stride)
 
 
 def _forward(qkv, out, sums, NKV, scores, keys, values_down, columns, result, numbers, counter):
@@ -275,9 +300,9 @@ def _backward(dout, qkv, out, sums, dqkv, NKV, scores, dscores, keys, values, ke
     hs, group = C // NH, NH // NKV
     put_int(counter, 0)
     for thread in prange(len(scores)):
-        r = (scores[thread], dscores[thread], keys[thread], values[thread], keys_down[thread],
-             columns[thread], rows[thread], result[thread], turned[thread], dkv[thread],
-             numbers[thread])  # fmt: skip
+        w = Work(scores[thread], dscores[thread], keys[thread], values[thread], keys_down[thread],
+                 columns[thread], rows[thread], result[thread], turned[thread], dkv[thread],
+                 numbers[thread])  # fmt: skip
         while True:
             n = atomic_add(counter, 1)
             if n >= B * NKV:
@@ -285,7 +310,7 @@ def _backward(dout, qkv, out, sums, dqkv, NKV, scores, dscores, keys, values, ke
             b, g = n // NKV, n % NKV
             of_group = sums[b, g * group : (g + 1) * group]
             _group_backward(dout[b], qkv[b], C, NKV * hs, g, group, hs, out[b], of_group,
-                            dqkv[b], r)  # fmt: skip
+                            dqkv[b], w)  # fmt: skip
 
 
 attention_forward = kernel(FINGERPRINT, parallel=True)(_forward)

@@ -1,19 +1,16 @@
-"""What the strict build of csrc/llama2_backward.c has to give, to the bit, and any build nearly.
+"""What the strict build of csrc/llama2_backward.c has to give, to the bit.
 
 `Exact` has the ops in float32 with every sum taken term by term in ascending order, from the
-formulas of its comments; exp and log are the C library's. `largest_error` has for every op that is
-made of sums of products only a bound that holds whatever the order.
+formulas of its comments; exp and log are the C library's.
 """
 
 from __future__ import annotations
 
 import ctypes
-import math
 
 import numpy as np
 
 from pyllm2.llama2 import ops_backward
-from pyllm2.testing.bounds import EXP_ULP, gamma
 
 ONE = np.float32(1)
 EPS = np.float32(1e-5)
@@ -110,93 +107,3 @@ def heads(x, NH=None):
     """(B, T, heads, hs) -> (B, heads, T, hs), each as often as query heads share it."""
     x = x.swapaxes(1, 2)
     return x if NH is None else np.repeat(x, NH // x.shape[1], axis=1)
-
-
-# ---- bounds -----------------------------------------------------------------------------------
-
-
-def largest_error(name, *arguments):
-    """How far each result may be from the formula evaluated exactly: γ_n · Σ|terms|.
-
-    Each function below sums the absolute values of the terms that a result is made of, and says
-    how many roundings a term passes at most, in whatever order it is added up. For inputs of
-    ordinary size: what underflows is not counted.
-    """
-    absolute = [
-        a if a is None or a.dtype.kind == "i" else np.abs(a, dtype=np.float64) for a in arguments
-    ]
-    return [gamma(roundings) * total for total, roundings in _ROUNDINGS[name](*absolute)]
-
-
-def _embedding(dout, tokens, dtable):
-    return [(ops_backward.embedding_backward(dout, tokens, dtable), len(tokens))]
-
-
-def _rmsnorm(dout, x, weight):
-    """r: (C + 2) / 2 of the mean below the root, then root and reciprocal: C/2 + 3.
-
-    n: one more. g: one. g·r: C/2 + 6 with the subtraction. n · mean(g·n) · r: three times r, two
-    products for n, C + 3 for g, product, sum and division, three more: 5C/2 + 18 is enough.
-    """
-    C = x.shape[1]
-    r = 1 / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + float(EPS))
-    n, g = x * r, dout * weight
-    dx = (g + n * np.mean(g * n, axis=1, keepdims=True)) * r
-    return [(dx, 2.5 * C + 18), (np.sum(n * dout, axis=0), C / 2 + 5 + len(x))]
-
-
-def _matmul(dout, x, w):
-    return [(dout @ w, len(w)), (dout.T @ x, len(x))]
-
-
-def _rope(dout, cos, sin):
-    """|a·cos| + |b·sin|: turned by an angle of which both are positive, without the minus."""
-    a, b = dout[..., 0::2], dout[..., 1::2]
-    c, s = np.abs(cos)[:, None], np.abs(sin)[:, None]
-    return [(np.stack([a * c + b * s, b * c + a * s], -1).reshape(dout.shape), 2)]
-
-
-def _attention(dout, q, k, v, att, keep=None):
-    """dscores: hs of datt, one of keep, T + 1 of the sum, then minus, product, root, division.
-
-    dq and dk: a product and T (or T a head of the group) additions on top. dv: keep, and those.
-    """
-    (B, T, NH, hs), NKV = q.shape, k.shape[2]
-    keep = np.ones_like(att) if keep is None else keep
-    dhead = heads(dout.reshape(q.shape))
-    datt = (dhead @ heads(v, NH).swapaxes(-1, -2)) * keep
-    dscores = att * (datt + np.sum(att * datt, -1, keepdims=True)) / math.sqrt(hs)
-
-    def of_group(d):
-        return d.reshape(B, NKV, NH // NKV, T, hs).sum(axis=2).swapaxes(1, 2)
-
-    dq = (dscores @ heads(k, NH)).swapaxes(1, 2)
-    dk = of_group(dscores.swapaxes(-1, -2) @ heads(q))
-    dv = of_group((att * keep).swapaxes(-1, -2) @ dhead)
-    before, group = hs + T + 6, T * NH // NKV
-    return [(dq, before + T + 1), (dk, before + group + 1), (dv, group + 2)]
-
-
-def _swiglu(dout, gate, up):
-    """σ: exp, a sum, a reciprocal; gate is given by its absolute value, so σ by its largest, 1.
-
-    1 - σ has the error of σ against 1. Products: three outside, one and two sums inside.
-    """
-    relative = 2 * EXP_ULP + 2
-    return [(dout * up * (1 + gate), 2 * relative + 6), (dout * gate, relative + 2)]
-
-
-def _crossentropy(dlosses, probs, targets):
-    return [((probs + 1) * dlosses[:, None], 2)]
-
-
-_ROUNDINGS = {
-    "embedding_backward": _embedding,
-    "rmsnorm_backward": _rmsnorm,
-    "matmul_backward": _matmul,
-    "rope_backward": _rope,
-    "attention_backward": _attention,
-    "swiglu_backward": _swiglu,
-    "dropout": lambda x, keep: [(x * keep, 1)],
-    "crossentropy_backward": _crossentropy,
-}
