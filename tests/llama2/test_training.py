@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pyllm2.llama2 import family
 from pyllm2.llama2.config import Llama2Config
-from pyllm2.llama2.training import TrainableLlama2
-from pyllm2.testing import assert_close, llama2_training_bound, model_bound
+from pyllm2.llama2.training import MATRICES, TrainableLlama2, shapes
+from pyllm2.testing import assert_close, gradcheck, llama2_training_bound, model_bound
 from pyllm2.testing import llama2_training_strategies as strategies
 from pyllm2.testing.bounds import Bounded
 from pyllm2.testing.gpt2_model_bound import added
@@ -102,6 +102,7 @@ def test_what_is_not_asked_about_teaches_nothing(backend: str, data: st.DataObje
     assert_gradient(gradient_of(model, *silent)[1], bound.gradient)
 
 
+@settings(max_examples=10)
 @given(data=st.data())
 def test_later_tokens_do_not_change_earlier_losses(data: st.DataObject) -> None:
     """The loss at t depends on tokens up to t and the target at t."""
@@ -132,6 +133,12 @@ def test_what_was_trained_is_what_is_played(backend: str, data: st.DataObject) -
         assert (np.abs(value - bound.value[rows]) <= 1e-9 * (1 + np.abs(value))).all()
 
 
+def test_matrices_decay_and_norms_do_not() -> None:
+    """llama2.c: whatever has two dimensions in a layer, and the table."""
+    assert set(MATRICES) == {name for name in shapes(TOY) if not name.endswith("norm")}
+
+
+@settings(max_examples=10)
 @given(data=st.data())
 def test_the_bound_is_small_beside_the_gradient(data: st.DataObject) -> None:
     """A bound that lets anything pass would prove nothing."""
@@ -217,6 +224,26 @@ def test_what_is_kept_makes_up_for_what_is_not() -> None:
     assert (masks[0] != masks[1]).any()
     assert model._masks(training=False)(N, C) is None
     assert toy(0.0)._masks(training=True)(N, C) is None
+
+
+def test_the_gradient_with_dropout_is_the_derivative_of_the_loss() -> None:
+    """In float64: what was dropped on the way there, and only that, is dropped on the way back."""
+    (tokens, targets), random = toy_batch(), np.random.default_rng(4)
+    model = toy(0.3)
+    wide: Any = model.params.flat.astype(np.float64)
+    model.params = Parameters(model.params.shapes, wide)
+    acts = model.forward(tokens, targets, training=True)
+    dlosses: Any = random.normal(size=acts.losses.shape)
+    gradient = model.backward(acts, dlosses)
+
+    def weighted() -> Any:
+        return dlosses * model.forward(tokens, targets, training=True).losses
+
+    finding = gradcheck.Finding("dropout")
+    for name, x in model.params.items():
+        gradcheck.check_array(finding, weighted, x, gradient[name], random, most=5)
+    assert finding.passed
+    assert finding.relative <= 1e-6
 
 
 def test_dropout_is_where_llama2_c_has_it() -> None:
