@@ -14,7 +14,7 @@ from pyllm2.cli import train
 from pyllm2.cli.arguments import parser_of
 from pyllm2.cli.common import say
 from pyllm2.cli.tokenizer import lines_of
-from pyllm2.errors import FileError, UsageError
+from pyllm2.errors import FileError
 from pyllm2.formats.sentencepiece_model import to_vocabulary, train_sentencepiece
 from pyllm2.llama2 import family
 from pyllm2.llama2.tokenizer import Tokenizer
@@ -22,7 +22,8 @@ from pyllm2.training import sizing
 from pyllm2.training.folder import checkpoints
 from pyllm2.training.prepare import prepare
 
-CONTEXT, BATCH, UPDATE_ROWS = 256, 8, 16
+CONTEXT, SHORTEST_CONTEXT, BATCH, UPDATE_ROWS = 256, 16, 8, 16
+MOST_VALIDATION = 50_000  # tokens
 SHARE_TO_TRAIN = 0.85  # of the minutes; the rest goes into validation and checkpoints
 VALIDATIONS, LEAST_STEPS = 10, 20
 
@@ -54,19 +55,16 @@ def _tokenizer(texts: list[str]) -> tuple[Tokenizer, int]:
 
 def _prepare(options: argparse.Namespace, tokenizer: Tokenizer, nbytes: int) -> tuple[int, int]:
     """Shards in OUT/data; the context that the text allows, and the number of tokens."""
-    estimate = nbytes // 4
+    estimate = nbytes // 4  # tokens
     context = CONTEXT
-    while context > 16 and estimate < 40 * BATCH * context:
+    while context > SHORTEST_CONTEXT and estimate < 40 * BATCH * context:
         context //= 2
-    least = BATCH * context + 1
-    val_tokens = max(least, min(estimate // 20, 50_000))
+    least = BATCH * context + 1  # of a batch and its targets
+    if estimate < 2 * least:
+        raise FileError(options.texts[0], f"a text of at least {8 * least:,} bytes is needed")
+    val_tokens = max(least, min(estimate // 20, MOST_VALIDATION))
     os.makedirs(options.out, exist_ok=True)
     done = prepare(options.texts, tokenizer, os.path.join(options.out, "data"), val_tokens)
-    if done.train_tokens < least:
-        raise UsageError(
-            f"{options.texts[0]}: {done.train_tokens + val_tokens} tokens are too few: "
-            f"{2 * least} are needed"
-        )
     tokenizer.write_tokenizer(os.path.join(options.out, train.TOKENIZER_FILE))
     return context, done.train_tokens
 

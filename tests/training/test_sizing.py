@@ -1,0 +1,66 @@
+"""Sizes that fit a text and a time."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyllm2.llama2.initial import descriptor
+from pyllm2.training.sizing import (
+    LARGEST_VOCABULARY,
+    PARAMETERS_A_TOKEN,
+    SHAPES,
+    TOKENS_A_PARAMETER,
+    choose,
+    vocabulary_size,
+)
+
+
+def parameters(shape: str) -> int:
+    return descriptor(shape, 512).parameters()
+
+
+def test_shapes_are_models_and_grow() -> None:
+    """Each is possible, and larger than the one before."""
+    sizes = [parameters(shape) for shape in SHAPES]
+    assert sizes == sorted(set(sizes))
+
+
+@given(st.integers(1, 10**9), st.integers(1, 10**9))
+def test_more_text_never_has_a_smaller_vocabulary(a: int, b: int) -> None:
+    """And none is beyond the largest."""
+    small, large = sorted((a, b))
+    assert 259 < vocabulary_size(small) <= vocabulary_size(large) <= LARGEST_VOCABULARY
+
+
+@given(st.integers(1, 10**8), st.floats(1, 1e5), st.floats(1, 1e5))
+def test_the_choice_is_the_largest_that_fits(text: int, seconds: float, flops: float) -> None:
+    """By both rules; the smallest where nothing does."""
+
+    def speed(shape: str) -> float:
+        return 1e6 * flops / parameters(shape)
+
+    choice = choose(SHAPES, parameters, speed, text, seconds)
+    assert choice.parameters == parameters(choice.shape)
+    assert choice.tokens == int(speed(choice.shape) * seconds)
+
+    def fits(shape: str) -> bool:
+        n = parameters(shape)
+        enough_time = int(speed(shape) * seconds) >= TOKENS_A_PARAMETER * n
+        return enough_time and n <= PARAMETERS_A_TOKEN * text
+
+    at = SHAPES.index(choice.shape)
+    assert at == 0 or fits(choice.shape)
+    assert at + 1 == len(SHAPES) or not fits(SHAPES[at + 1])
+
+
+def test_what_does_not_fit_is_not_timed() -> None:
+    """Trying a large model takes its time: a text too short for it settles the matter."""
+    timed = []
+
+    def speed(shape: str) -> float:
+        timed.append(shape)
+        return 1e9
+
+    choose(SHAPES, parameters, speed, 1000, 60)
+    assert timed == [SHAPES[0]]
