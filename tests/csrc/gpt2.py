@@ -58,7 +58,7 @@ class Pass:
     """A model and the buffers of one forward and backward. Forward buffers begin as NaN."""
 
     def __init__(self, library, config, params, B, T):
-        self.library, self.params, self.B, self.T = library, params, B, T
+        self.engine, self.params, self.B, self.T = library, params, B, T
         self.config = CConfig(*(getattr(config, name) for name in CONFIG))
         self.acts = Parameters(activation_shapes(config, B, T))
         self.dacts, self.grads = self.acts.zeros_like(), params.zeros_like()
@@ -66,10 +66,10 @@ class Pass:
 
     def forward(self, tokens, targets=None):
         acts, params = self.bound(self.acts), self.parameters(self.params)
-        self.library.call("forward", acts, self.config, params, tokens, targets, self.B, self.T)
+        self.engine.call("forward", acts, self.config, params, tokens, targets, self.B, self.T)
 
     def backward(self, tokens, targets, dloss):
-        self.library.call(
+        self.engine.call(
             "backward", self.parameters(self.grads), self.bound(self.dacts), self.bound(self.acts),
             self.config, self.parameters(self.params), tokens, targets, c_float(dloss),
             self.B, self.T,
@@ -77,22 +77,22 @@ class Pass:
 
     def mean_loss(self):
         losses = self.acts.losses
-        return np.float32(self.library.call("mean_loss", losses, losses.size, returns=c_float))
+        return np.float32(self.engine.call("mean_loss", losses, losses.size, returns=c_float))
 
     def bound(self, activations):
         """The struct over these activations, as C places them."""
-        needed = self.library.call(
+        needed = self.engine.call(
             "activation_floats", self.config, self.B, self.T, returns=c_int64
         )
         assert needed == activations.flat.size
         struct = CActivations()
-        self.library.call("activations_bind", struct, self.config, activations.flat, self.B, self.T)
+        self.engine.call("activations_bind", struct, self.config, activations.flat, self.B, self.T)
         return struct
 
     def parameters(self, params):
         """The struct over these parameters, as C places them."""
-        needed = self.library.call("parameter_floats", self.config, returns=c_int64)
+        needed = self.engine.call("parameter_floats", self.config, returns=c_int64)
         assert needed == params.flat.size
         struct = CParameters()
-        self.library.call("parameters_bind", struct, self.config, params.flat)
+        self.engine.call("parameters_bind", struct, self.config, params.flat)
         return struct

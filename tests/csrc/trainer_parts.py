@@ -38,11 +38,11 @@ class CLoader:
     """The loader of tokens.c, in the way of `Loader`."""
 
     def __init__(self, library, pattern, B, T, rank=0, processes=1, shuffle=False):
-        self.library, self.tokens = library, np.zeros(B * T + 1, np.int32)
+        self.parts, self.tokens = library, np.zeros(B * T + 1, np.int32)
         shape = np.array([B, T, rank, processes, shuffle], np.int64)
         self.num_tokens = library.shim_open(str(pattern).encode(), pointer(shape))
 
     def next(self):
         position = np.zeros(4, np.int64)
-        self.library.shim_next(pointer(self.tokens), pointer(position))
+        self.parts.shim_next(pointer(self.tokens), pointer(position))
         return self.tokens.copy(), tuple(position.tolist())
