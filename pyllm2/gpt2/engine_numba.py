@@ -9,19 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm2 import numba_build
 from pyllm2.gpt2 import kernels_numba as kernels
 from pyllm2.gpt2 import ops_numba
 from pyllm2.gpt2.room_numba import Room
+from pyllm2.training.whole_step_numba import WholeStep
 
 Array = NDArray[np.float32]
 Tokens = NDArray[np.integer]
-
-MULTIPLICATIONS_WORTH_A_THREAD = 2**21  # in a forward
 
 
 class FastOps(ops_numba.Ops):
@@ -29,87 +26,16 @@ class FastOps(ops_numba.Ops):
 
     def __init__(self, threads: int | None = None) -> None:
         super().__init__("fast", threads)
-        self.threads = threads
-        self._plain = ops_numba.Ops("fast", threads)
-        self._rooms: list[Room] = []  # the last first
-
-    def losses(self, model: Any, tokens: Tokens, targets: Tokens) -> Array:
-        """`GPT2.losses`, quicker: tested equal to the composition of plain ops."""
-        if numba_build.forked or not _is_float32(model.params):
-            return self._composed(model).losses(tokens, targets)
-        with _Threads(self._threads_for(model, tokens)) as threads:
-            room = self._room(model, tokens, threads, trains=False)
-            return _forward(room, model.params, *_checked(model.config, tokens, targets))
-
-    def add_gradient(
-        self, model: Any, tokens: Tokens, targets: Tokens, dloss: float, grads: Any, fresh: bool
-    ) -> Array:
-        """`GPT2.add_gradient`, quicker: tested equal to the composition of plain ops."""
-        if numba_build.forked or not (_is_float32(model.params) and _is_float32(grads)):
-            return self._composed(model).add_gradient(tokens, targets, dloss, grads, fresh)
-        with _Threads(self._threads_for(model, tokens)) as threads:
-            room = self._room(model, tokens, threads, trains=True)
-            tokens, targets = _checked(model.config, tokens, targets)
-            losses = _forward(room, model.params, tokens, targets, np.float32(dloss))
-            _backward(room, model.params, tokens, grads, fresh)
-            return losses
-
-    def _composed(self, model: Any) -> Any:
-        return type(model)(model.config, model.params, self._plain)
-
-    def _threads_for(self, model: Any, tokens: Tokens) -> int:
-        work = tokens.size * model.params.flat.size // MULTIPLICATIONS_WORTH_A_THREAD
-        return max(1, min(numba.get_num_threads(), self.threads or work))
-
-    def _room(self, model: Any, tokens: Tokens, threads: int, trains: bool) -> Room:
-        """One that fits, or a new one. Two are kept: one to train with, one to evaluate."""
-        for room in self._rooms:
-            if room.fits(model.config, tokens.shape, threads, trains):
-                break
-        else:
-            self._rooms = [room for room in self._rooms if room.trains != trains]
-            B, T = tokens.shape
-            room = Room(model.config, B, T, threads, trains)
-            self._rooms.append(room)
-        return room
+        plain = ops_numba.Ops("fast", threads)
+        whole = WholeStep(plain, threads, Room, _forward, _backward)
+        self.losses, self.add_gradient = whole.losses, whole.add_gradient
 
 
-class _Threads:
-    """So many threads for the kernels inside a `with`."""
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-
-    def __enter__(self) -> int:
-        self._usual = numba.get_num_threads()
-        numba.set_num_threads(self.threads)
-        return self.threads
-
-    def __exit__(self, *_: object) -> None:
-        numba.set_num_threads(self._usual)
-
-
-def _is_float32(params: Any) -> bool:
-    return params.flat.dtype == np.float32 and params.flat.flags.c_contiguous
-
-
-def _checked(config: Any, tokens: Tokens, targets: Tokens) -> tuple[Tokens, Tokens]:
-    """Both as contiguous int64: a kernel would read and write wherever a number points to."""
-    if tokens.shape[1] > config.max_seq_len:
-        raise ValueError(f"T = {tokens.shape[1]}: expected at most {config.max_seq_len}")
-    if tokens.shape != targets.shape:
-        raise ValueError(f"targets of shape {targets.shape}: expected {tokens.shape}")
-    for ids in (tokens, targets):
-        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < config.vocab_size:
-            raise IndexError(f"a token is not in 0 .. {config.vocab_size - 1}")
-    return np.ascontiguousarray(tokens, np.int64), np.ascontiguousarray(targets, np.int64)
-
-
-def _forward(
-    r: Room, p: Any, tokens: Tokens, targets: Tokens, dloss: np.float32 | None = None
-) -> Array:
+def _forward(r: Room, p: Any, tokens: Tokens, targets: Tokens, dloss: np.float32 | None) -> Array:
     """The losses, (B, T). With dloss r.logits become their own gradient."""
     B, T = tokens.shape
+    if r.config.max_seq_len < T:
+        raise ValueError(f"T = {T}: expected at most {r.config.max_seq_len}")
     kernels.encoder_forward(tokens, p.wte, p.wpe, r.blocks[0].residual1)
     first = r.blocks[0]
     kernels.layernorm_forward(

@@ -37,9 +37,9 @@ FINGERPRINT = hashlib.sha256(
 Array = NDArray[np.float32]
 
 KC = 384  # steps of a block: a panel of b takes 72 KiB
-K_BLOCKS = 4  # of them are packed at a time
+K_BLOCKS = 4  # of them are packed at a time, or more where rows or columns are few
 SHARED = 768  # rows or columns of the shared operand packed at a time
-OWN_WIDTH = 96  # rows or columns of the other that a thread takes at a time
+OWN_WIDTH = 96  # rows or columns of the other that a thread takes at a time, at most
 
 COUNTER, ZEROS, PACKED = 0, 64, 64 + 4 * 48  # bytes from the start of a workspace
 OWN = 4 * (KC * OWN_WIDTH + MR * NR)  # bytes a thread: packed panels, one tile
@@ -190,18 +190,18 @@ def _unit(share_a, shared, own, zeros, block, a, a_row, a_k, b, b_k, b_col,
 
 
 @njit
-def _units(work, own, share_a, shared, block, a, a_row, a_k, b, b_k, b_col,
+def _units(work, own, width, share_a, shared, block, a, a_row, a_k, b, b_k, b_col,
            c, c_row, start, start_row, M, N, K):  # fmt: skip
     """Units until none is left; others take theirs from the same counter."""
     while True:
-        at = atomic_add(work + COUNTER, 1) * OWN_WIDTH
+        at = atomic_add(work + COUNTER, 1) * width
         if at >= (N if share_a else M):
             return
         m, n, down, right = M, N, 0, 0
         if share_a:
-            n, right = min(OWN_WIDTH, N - at), at
+            n, right = min(width, N - at), at
         else:
-            m, down = min(OWN_WIDTH, M - at), at
+            m, down = min(width, M - at), at
         first = 0 if start == 0 else start + 4 * (down * start_row + right)
         _unit(share_a, shared, own, work + ZEROS, block,
               a + 4 * down * a_row, a_row, a_k, b + 4 * right * b_col, b_k, b_col,
@@ -219,9 +219,23 @@ def _whole(n, width):
 
 
 @njit
+def _width(n, panel, threads):
+    """What a thread takes at a time of n, in whole panels: as many pieces as all threads need."""
+    rounds = _panels(n, OWN_WIDTH * threads)
+    return min(OWN_WIDTH, _whole(_panels(n, rounds * threads), panel))
+
+
+@njit
 def _block(K):
     """Steps of a block: K in equal parts of at most KC."""
     return _panels(K, _panels(K, KC))
+
+
+@njit
+def _depth(K, block, wide):
+    """Steps of K whose panels, `wide` rows or columns, fit into the shared room: whole blocks."""
+    fit = SHARED * KC * K_BLOCKS // wide
+    return K if fit >= K else fit // block * block
 
 
 def _gemm(a, a_row, a_k, b, b_k, b_col, c, c_row, start, start_row, M, N, K, work, threads):
@@ -231,9 +245,11 @@ def _gemm(a, a_row, a_k, b, b_k, b_col, c, c_row, start, start_row, M, N, K, wor
     work: of `workspace(threads)`
     """
     share_a, block = M <= N, _block(K)
+    width = _width(N, NR, threads) if share_a else _width(M, MR, threads)
     shared = work + PACKED
-    for k in range(0, K, K_BLOCKS * block):
-        depth = min(K_BLOCKS * block, K - k)
+    most = _depth(K, block, _whole(min(M, SHARED), MR) if share_a else _whole(min(N, SHARED), NR))
+    for k in range(0, K, most):
+        depth = min(most, K - k)
         if k > 0:
             start, start_row = c, c_row
         for s in range(0, M if share_a else N, SHARED):
@@ -252,7 +268,7 @@ def _gemm(a, a_row, a_k, b, b_k, b_col, c, c_row, start, start_row, M, N, K, wor
             put_int(work + COUNTER, 0)
             for t in prange(threads):
                 own = shared + SHARED_BYTES + OWN * np.int64(t)
-                _units(work, own, share_a, shared, block, a_at, a_row, a_k, b_at, b_k, b_col,
+                _units(work, own, width, share_a, shared, block, a_at, a_row, a_k, b_at, b_k, b_col,
                        c_at, c_row, first, start_row, m, n, depth)  # fmt: skip
 
 

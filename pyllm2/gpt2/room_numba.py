@@ -49,12 +49,6 @@ class Room:
             self.dqkv = self.dfch.ravel()[: N * 3 * C].reshape(N, 3 * C)  # never both at a time
             self._datt = np.empty((threads, attention.ROWS, T), np.float32)
 
-    def fits(self, config: Any, shape: tuple[int, ...], threads: int, trains: bool) -> bool:
-        """Room to train in is good for evaluating too."""
-        if (config, shape, threads) != (self.config, self.shape, self.threads):
-            return False
-        return self.trains or not trains
-
     def attention_forward(self, a: Block) -> None:
         """a.att and a.atty from a.qkv."""
         qkv, atty = self._by_batch(a.qkv), self._by_batch(a.atty)

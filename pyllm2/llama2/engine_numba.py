@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm2 import numba_build
-from pyllm2.llama2 import ops_numba, step_numba
+from pyllm2.llama2 import ops_numba, step_numba, training_numba
 from pyllm2.llama2.quantized import Quantized
-from pyllm2.llama2.training_numba import Training
+from pyllm2.llama2.room_numba import Room
+from pyllm2.training.whole_step_numba import WholeStep
 
 Array = NDArray[np.float32]
 
@@ -30,8 +31,17 @@ class FastOps(ops_numba.Ops):
     def __init__(self, threads: int | None = None) -> None:
         super().__init__("fast")
         self.threads = threads
-        training = Training(ops_numba.Ops("fast", threads), threads)
-        self.losses, self.add_gradient = training.losses, training.add_gradient
+        plain: Any = ops_numba.Ops("fast", threads)
+
+        def new_room(config: Any, B: int, T: int, threads: int, trains: bool) -> Room:
+            tables = plain.rope_tables(T, config.head_size)
+            return Room(config, B, T, threads, trains, *tables)
+
+        whole = WholeStep(
+            plain, threads, new_room, training_numba.forward, training_numba.backward,
+            least_target=-1,
+        )  # fmt: skip
+        self.losses, self.add_gradient = whole.losses, whole.add_gradient
 
     def forward(
         self,

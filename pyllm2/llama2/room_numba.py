@@ -26,9 +26,14 @@ class Block:
 
 
 class Room:
-    """Buffers of a step, and the calls that need some of their own."""
+    """Buffers of a step, and the calls that need some of their own.
 
-    def __init__(self, config: Any, B: int, T: int, threads: int, trains: bool) -> None:
+    cos, sin: (T, hs/2), the angles of a head
+    """
+
+    def __init__(
+        self, config: Any, B: int, T: int, threads: int, trains: bool, cos: Array, sin: Array
+    ) -> None:
         self.config, self.shape, self.threads, self.trains = config, (B, T), threads, trains
         C, F, KV, L, N = config.dim, config.hidden_dim, config.kv_dim, config.n_layers, B * T
         if trains:
@@ -42,7 +47,8 @@ class Room:
         self.final_norm = np.empty(N, np.float32)
         self.hidden = np.empty((N, F), np.float32)
         self.logits = np.empty((N, config.vocab_size), np.float32)
-        self.cos, self.sin = _arrays(2, T, (C + KV) // 2)
+        heads = config.n_heads + config.n_kv_heads  # turned all at once
+        self.cos, self.sin = np.tile(cos, heads), np.tile(sin, heads)
         self.product = Products(threads)
         self._counter = np.zeros(1, np.int64)
         self._attention = attention.room(threads, T, config.head_size)
@@ -51,20 +57,12 @@ class Room:
             self.dqkv = np.empty((N, C + 2 * KV), np.float32)
             self.dwqkv, self.dw13 = np.empty_like(self.wqkv[0]), np.empty_like(self.w13[0])
 
-    def fits(self, config: Any, shape: tuple[int, ...], threads: int, trains: bool) -> bool:
-        """Room to train in is good for evaluating too."""
-        if (config, shape, threads) != (self.config, self.shape, self.threads):
-            return False
-        return self.trains or not trains
-
-    def take(self, params: Any, cos: Array, sin: Array) -> None:
-        """Copy weights to where they lie side by side, and the angles of one head to all."""
+    def take(self, params: Any) -> None:
+        """Copy weights to where they lie side by side."""
         C, F, KV = self.config.dim, self.config.hidden_dim, self.config.kv_dim
         self.wqkv[:, :C], self.wqkv[:, C : C + KV] = params.wq, params.wk
         self.wqkv[:, C + KV :] = params.wv
         self.w13[:, :F], self.w13[:, F:] = params.w1, params.w3
-        heads = self.config.n_heads + self.config.n_kv_heads
-        self.cos[...], self.sin[...] = np.tile(cos, heads), np.tile(sin, heads)
 
     def attention_forward(self, a: Block) -> None:
         """a.attention_out from a.qkv."""

@@ -8,89 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm2 import numba_build
 from pyllm2.llama2 import kernels_training_numba as kernels
 from pyllm2.llama2.room_numba import Room
 
 Array = NDArray[np.float32]
 Tokens = NDArray[np.integer]
 
-MULTIPLICATIONS_WORTH_A_THREAD = 2**21  # in a forward
 
-
-class Training:
-    """The two calls, and their room. plain: the ops for what is not done here."""
-
-    def __init__(self, plain: Any, threads: int | None) -> None:
-        self._plain, self._wanted = plain, threads
-        self._rooms: list[Room] = []
-
-    def losses(self, model: Any, tokens: Tokens, targets: Tokens) -> Array:
-        """`TrainableLlama2.losses`, quicker: tested equal to the composition of plain ops."""
-        if numba_build.forked or not _is_float32(model.params):
-            return self._composed(model).losses(tokens, targets)
-        threads = self._threads(model, tokens)
-        with numba_build.on_threads(threads):
-            room = self._room(model, tokens, threads, trains=False)
-            return _forward(room, model.params, *_checked(model.config, tokens, targets))
-
-    def add_gradient(
-        self, model: Any, tokens: Tokens, targets: Tokens, dloss: float, grads: Any, fresh: bool
-    ) -> Array:
-        """`TrainableLlama2.add_gradient` likewise."""
-        if numba_build.forked or not (_is_float32(model.params) and _is_float32(grads)):
-            return self._composed(model).add_gradient(tokens, targets, dloss, grads, fresh)
-        threads = self._threads(model, tokens)
-        with numba_build.on_threads(threads):
-            room = self._room(model, tokens, threads, trains=True)
-            tokens, targets = _checked(model.config, tokens, targets)
-            losses = _forward(room, model.params, tokens, targets, np.float32(dloss))
-            _backward(room, model.params, tokens.ravel(), grads, fresh)
-            return losses
-
-    def _composed(self, model: Any) -> Any:
-        return type(model)(model.config, model.params, self._plain)
-
-    def _threads(self, model: Any, tokens: Tokens) -> int:
-        work = tokens.size * model.params.flat.size // MULTIPLICATIONS_WORTH_A_THREAD
-        return max(1, min(numba.get_num_threads(), self._wanted or work))
-
-    def _room(self, model: Any, tokens: Tokens, threads: int, trains: bool) -> Room:
-        """One that fits, or a new one. Two are kept: one to train with, one to evaluate."""
-        for room in self._rooms:
-            if room.fits(model.config, tokens.shape, threads, trains):
-                break
-        else:
-            self._rooms = [room for room in self._rooms if room.trains != trains]
-            B, T = tokens.shape
-            room = Room(model.config, B, T, threads, trains)
-            self._rooms.append(room)
-        room.take(model.params, *self._plain.rope_tables(tokens.shape[1], model.config.head_size))
-        return room
-
-
-def _is_float32(params: Any) -> bool:
-    return params.flat.dtype == np.float32 and params.flat.flags.c_contiguous
-
-
-def _checked(config: Any, tokens: Tokens, targets: Tokens) -> tuple[Tokens, Tokens]:
-    """Both as contiguous int64: a kernel would read and write wherever a number points to."""
-    if tokens.shape != targets.shape:
-        raise ValueError(f"targets of shape {targets.shape}: expected {tokens.shape}")
-    for ids, least in ((tokens, 0), (targets, -1)):
-        if ids.size and not least <= int(ids.min()) <= int(ids.max()) < config.vocab_size:
-            raise IndexError(f"a token is not in {least} .. {config.vocab_size - 1}")
-    return np.ascontiguousarray(tokens, np.int64), np.ascontiguousarray(targets, np.int64)
-
-
-def _forward(
-    r: Room, p: Any, tokens: Tokens, targets: Tokens, dloss: np.float32 | None = None
-) -> Array:
+def forward(r: Room, p: Any, tokens: Tokens, targets: Tokens, dloss: np.float32 | None) -> Array:
     """The losses, (B, T). With dloss r.logits become their own gradient."""
+    r.take(p)
     first = r.blocks[0]
     kernels.embedding(tokens.ravel(), p.token_embedding, first.x)
     kernels.rmsnorm(first.x, p.attention_norm[0], first.attention_in, first.attention_norm)
@@ -119,8 +49,8 @@ def _forward(
     return losses.reshape(tokens.shape)
 
 
-def _backward(r: Room, p: Any, tokens: Tokens, g: Any, fresh: bool) -> None:
-    """From r.logits, which hold their gradient, to every gradient in g. tokens: (N,)"""
+def backward(r: Room, p: Any, tokens: Tokens, g: Any, fresh: bool) -> None:
+    """From r.logits, which hold their gradient, to every gradient in g."""
     dx, dbranch = r.dx, r.branch
 
     def linear(dout: Array, x: Array, w: Array, dw: Array, dx: Array) -> None:
@@ -155,4 +85,4 @@ def _backward(r: Room, p: Any, tokens: Tokens, g: Any, fresh: bool) -> None:
         kernels.rope(r.dqkv, r.cos, r.sin, np.float32(-1))
         several(r.dqkv, a.attention_in, r.wqkv[i], r.dwqkv, [g.wq[i], g.wk[i], g.wv[i]])
         norm(a.x, p.attention_norm[i], a.attention_norm, g.attention_norm[i])
-    kernels.embedding_backward(dx, tokens, g.token_embedding)
+    kernels.embedding_backward(dx, tokens.ravel(), g.token_embedding)

@@ -76,7 +76,9 @@ def test_every_element_lies_within_the_forward_error_bound(
 @pytest.mark.parametrize(
     ("M", "N", "K"),
     [
-        (3, 5, gemm_numba.K_BLOCKS * KC + 5),  # K is packed in two parts
+        # K is packed in two parts, here of a and here of b
+        (NR, 2 * NR, gemm_numba.K_BLOCKS * KC * SHARED // NR + 5),
+        (2 * NR, NR, gemm_numba.K_BLOCKS * KC * SHARED // NR + 5),
         (SHARED + MR + 1, SHARED + NR + 1, 3),  # so is the shared operand, here rows of a
         (SHARED + NR + 1, SHARED + 1, 3),  # and here columns of b
         (40, 3 * OWN_WIDTH + 7, 2 * KC + 3),

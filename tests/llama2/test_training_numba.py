@@ -211,6 +211,17 @@ def test_huge_logits_do_not_overflow(sign: int) -> None:
     assert 141 < losses.max() < 143
 
 
+def test_huge_scores_do_not_overflow() -> None:
+    """Of attention, where exp would be infinite: here too the largest is subtracted first."""
+    model, tokens, targets = model_of(WIDE)
+    model.params.wq[...] *= 30
+    model.params.wk[...] *= 30
+    block = model.forward(tokens, targets).blocks[0]
+    scores = np.einsum("bthi,bsgi->bhts", block.q, block.k) / np.sqrt(WIDE.head_size)
+    assert np.abs(np.diagonal(scores, axis1=2, axis2=3)).max() > 100
+    assert_step(*step(model, tokens, targets), llama2_training_bound(model, tokens, targets, 0.5))
+
+
 def test_float64_parameters_go_the_plain_way() -> None:
     """Kernels that read addresses would take them for float32."""
     model, tokens, targets = model_of(WHOLE)

@@ -66,15 +66,6 @@ RULES = [
         "pyllm2.gpt2.room_numba",
         ["numpy*", "pyllm2.gpt2.gemm_numba", "pyllm2.gpt2.attention_numba"],
     ),
-    ("pyllm2.gpt2.gemm_numba", ["numpy*", "numba*", "pyllm2.gpt2.tile_numba"]),
-    (
-        "pyllm2.gpt2.attention_numba",
-        ["numpy*", "numba*", *(f"pyllm2.gpt2.{n}_numba" for n in ("tile", "gemm", "kernels"))],
-    ),
-    (
-        "pyllm2.gpt2.room_numba",
-        ["numpy*", "pyllm2.gpt2.gemm_numba", "pyllm2.gpt2.attention_numba"],
-    ),
     ("pyllm2.llama2.ops_backward_numba", ["numpy*", "numba*"]),
     (
         "pyllm2.llama2.attention_training_numba",
@@ -90,8 +81,9 @@ RULES = [
     ),
     (
         "pyllm2.llama2.training_numba",
-        [*NUMBA, "pyllm2.llama2.kernels_training_numba", "pyllm2.llama2.room_numba"],
+        ["numpy*", "pyllm2.llama2.kernels_training_numba", "pyllm2.llama2.room_numba"],
     ),
+    ("pyllm2.training.whole_step_numba", NUMBA),
     ("pyllm2.*.*_numba", ["numpy*", "numba*", "llvmlite*"]),
     ("pyllm2.llama2.ops_c", ["numpy*", "pyllm2.c_library", "pyllm2.llama2.ops_backward_c"]),
     ("pyllm2.*.ops_*c", ["numpy*", "pyllm2.c_library"]),
