@@ -132,7 +132,7 @@ def sgemm(n: int = 1024) -> float:
     if backends.why_not("numba") is None:
         import numba
 
-        from pyllm2.gpt2.gemm_numba import Products
+        from pyllm2.gemm_numba import Products
 
         product = Products(numba.get_num_threads())
     seconds = []

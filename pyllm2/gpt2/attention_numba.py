@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from numba import njit, prange
 
-from pyllm2.gpt2 import gemm_numba, kernels_numba
-from pyllm2.gpt2.gemm_numba import gemm_alone
+from pyllm2 import gemm_numba
+from pyllm2.gemm_numba import gemm_alone
+from pyllm2.gpt2 import kernels_numba
 from pyllm2.gpt2.kernels_numba import exp_row, largest_of, sum_of
-from pyllm2.gpt2.tile_numba import atomic_add, kernel, put_int
+from pyllm2.tile_numba import atomic_add, kernel, put_int
 
 FINGERPRINT = hashlib.sha256(
     Path(__file__).read_bytes()

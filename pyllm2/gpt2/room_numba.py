@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyllm2.gemm_numba import Products, address, workspace
 from pyllm2.gpt2 import attention_numba as attention
-from pyllm2.gpt2.gemm_numba import Products, address, workspace
 
 Array = NDArray[np.float32]
 

@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit, prange
 
-from pyllm2.gpt2 import gemm_numba, kernels_numba
-from pyllm2.gpt2.gemm_numba import pack_a, pack_b
+from pyllm2 import gemm_numba
+from pyllm2.gemm_numba import pack_a, pack_b
+from pyllm2.gpt2 import kernels_numba
 from pyllm2.gpt2.kernels_numba import exp
-from pyllm2.gpt2.tile_numba import (
+from pyllm2.tile_numba import (
     LANES,
     MR,
     NR,

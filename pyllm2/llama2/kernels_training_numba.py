@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from numba import njit, prange
 
-from pyllm2.gpt2 import kernels_numba, tile_numba
+from pyllm2 import tile_numba
+from pyllm2.gpt2 import kernels_numba
 from pyllm2.gpt2.kernels_numba import COLUMNS, LANES, exp, exp_row, sum_of
-from pyllm2.gpt2.tile_numba import kernel
+from pyllm2.tile_numba import kernel
 
 FINGERPRINT = hashlib.sha256(
     Path(__file__).read_bytes()

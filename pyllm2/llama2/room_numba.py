@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm2.gpt2.gemm_numba import Products, address
+from pyllm2.gemm_numba import Products, address
 from pyllm2.llama2 import attention_training_numba as attention
 
 Array = NDArray[np.float32]

@@ -81,9 +81,7 @@ class Pass:
 
     def bound(self, activations):
         """The struct over these activations, as C places them."""
-        needed = self.engine.call(
-            "activation_floats", self.config, self.B, self.T, returns=c_int64
-        )
+        needed = self.engine.call("activation_floats", self.config, self.B, self.T, returns=c_int64)
         assert needed == activations.flat.size
         struct = CActivations()
         self.engine.call("activations_bind", struct, self.config, activations.flat, self.B, self.T)

@@ -24,7 +24,6 @@ if numba.config.DISABLE_JIT:
 
 from pyllm2 import backends
 from pyllm2.gpt2.kernels_numba import COLUMNS
-from pyllm2.gpt2.tile_numba import LANES, MR, NR
 from pyllm2.llama2.config import Llama2Config
 from pyllm2.llama2.engine_numba import FastOps
 from pyllm2.llama2.ops_numba import Ops
@@ -32,6 +31,7 @@ from pyllm2.llama2.training import TrainableLlama2
 from pyllm2.testing import LLAMA2_TRAINING_OPS, assert_close, llama2_training_bound
 from pyllm2.testing import llama2_training_strategies as strategies
 from pyllm2.testing.gpt2_model_bound import added
+from pyllm2.tile_numba import LANES, MR, NR
 from pyllm2.training.parameters import Parameters
 from tests.tested import ops_of
 

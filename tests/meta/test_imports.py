@@ -18,6 +18,7 @@ LIBRARY = "safetensors"
 LOG, OUTLIER = "pyllm2.training.log", "pyllm2.training.outlier"
 GPT2_CONFIG = "pyllm2.gpt2.config"
 NUMBA = ["numpy*", "numba*", "pyllm2.numba_build"]
+PRODUCTS = ["pyllm2.gemm_numba", "pyllm2.tile_numba"]
 
 # module pattern -> what it may import besides the standard library. The first match counts.
 RULES = [
@@ -57,27 +58,28 @@ RULES = [
     ("pyllm2.*.ops_numba", NUMBA),
     ("pyllm2.*.step_numba", ["numpy*", "numba*", "llvmlite*", "pyllm2.*.vectors*_numba"]),
     ("pyllm2.*.vectors_q8_numba", ["numpy*", "numba*", "llvmlite*", "pyllm2.*.vectors_numba"]),
-    ("pyllm2.gpt2.gemm_numba", ["numpy*", "numba*", "pyllm2.gpt2.tile_numba"]),
+    ("pyllm2.tile_numba", ["numpy*", "numba*", "llvmlite*"]),
+    ("pyllm2.gemm_numba", ["numpy*", "numba*", "pyllm2.tile_numba"]),
     (
         "pyllm2.gpt2.attention_numba",
-        ["numpy*", "numba*", *(f"pyllm2.gpt2.{n}_numba" for n in ("tile", "gemm", "kernels"))],
+        ["numpy*", "numba*", *PRODUCTS, "pyllm2.gpt2.kernels_numba"],
     ),
     (
         "pyllm2.gpt2.room_numba",
-        ["numpy*", "pyllm2.gpt2.gemm_numba", "pyllm2.gpt2.attention_numba"],
+        ["numpy*", "pyllm2.gemm_numba", "pyllm2.gpt2.attention_numba"],
     ),
     ("pyllm2.llama2.ops_backward_numba", ["numpy*", "numba*"]),
     (
         "pyllm2.llama2.attention_training_numba",
-        ["numpy*", "numba*", *(f"pyllm2.gpt2.{n}_numba" for n in ("tile", "gemm", "kernels"))],
+        ["numpy*", "numba*", *PRODUCTS, "pyllm2.gpt2.kernels_numba"],
     ),
     (
         "pyllm2.llama2.kernels_training_numba",
-        ["numpy*", "numba*", "pyllm2.gpt2.tile_numba", "pyllm2.gpt2.kernels_numba"],
+        ["numpy*", "numba*", "pyllm2.tile_numba", "pyllm2.gpt2.kernels_numba"],
     ),
     (
         "pyllm2.llama2.room_numba",
-        ["numpy*", "pyllm2.gpt2.gemm_numba", "pyllm2.llama2.attention_training_numba"],
+        ["numpy*", "pyllm2.gemm_numba", "pyllm2.llama2.attention_training_numba"],
     ),
     (
         "pyllm2.llama2.training_numba",

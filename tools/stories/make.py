@@ -22,7 +22,7 @@ RECIPE = {
     "--batch": 8,
     "--context": 256,
     "--total-batch": 8192,
-    "--steps": 1200,
+    "--steps": 1500,
     "--warmup": 60,
     "--learning-rate": 2e-3,
     "--val-every": 100,

@@ -23,9 +23,9 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from pyllm2.gpt2 import tile_numba
+from pyllm2 import tile_numba
 
-from pyllm2.gpt2.tile_numba import (  # isort: skip
+from pyllm2.tile_numba import (  # isort: skip
     LANES, MR, NR, atomic_add, copy_a, copy_b, get_float, kernel, put_float, put_int, tile,
     turn_a, turn_b,
 )  # fmt: skip

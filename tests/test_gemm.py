@@ -15,10 +15,10 @@ import numba
 if numba.config.DISABLE_JIT:
     pytest.skip("vector code needs the compiler", allow_module_level=True)
 
-from pyllm2.gpt2 import gemm_numba
-from pyllm2.gpt2.gemm_numba import KC, OWN_WIDTH, SHARED, Products
-from pyllm2.gpt2.tile_numba import MR, NR
+from pyllm2 import gemm_numba
+from pyllm2.gemm_numba import KC, OWN_WIDTH, SHARED, Products
 from pyllm2.testing import bounds
+from pyllm2.tile_numba import MR, NR
 
 PRODUCTS = {threads: Products(threads) for threads in (1, 2)}
 
