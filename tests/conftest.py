@@ -9,10 +9,16 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# With as many threads as there are, before a command in this process asks for fewer: Numba cannot
+# change its mind.
+with suppress(ImportError):
+    import numba  # noqa: F401
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -89,7 +89,9 @@ def _set_threads(threads: int | None) -> None:
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     if threads is not None:
-        for library in ("OPENBLAS", "MKL", "OMP", "NUMBA"):
+        # Numba reads its variable again at every compilation, and refuses one that has changed.
+        numba = [] if "numba" in sys.modules else ["NUMBA"]
+        for library in ["OPENBLAS", "MKL", "OMP", *numba]:
             os.environ[f"{library}_NUM_THREADS"] = str(threads)
 
 

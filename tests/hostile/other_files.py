@@ -55,8 +55,8 @@ KINDS = [
     of_model(18, "tokenizer-as-model", vocabulary(),
              "looks like a llama2.c tokenizer.bin, not a checkpoint"),
     of_model(18, "npy", b"\x93NUMPY\x01\0" + bytes(100), "looks like a NumPy array (.npy)"),
-    of_model(18, "llmc", struct.pack("<ii", 20240326, 3).ljust(1024, b"\0"),
-             "looks like an llm.c GPT-2 checkpoint"),
+    of_model(18, "llmc-of-nothing", struct.pack("<ii", 20240326, 3).ljust(1024, b"\0"),
+             "max_seq_len = 0 (byte 8): must be at least 1", run=False),
 ]  # fmt: skip
 
 
