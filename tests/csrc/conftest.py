@@ -6,6 +6,9 @@ import ctypes
 
 import pytest
 
+from pyllm2 import native
+from pyllm2.errors import BackendError
+
 from .gpt2_tiny import model_file, shard_file
 from .program import CSRC, SHIM, STRICT, TRAINER_SHIM, compile_c
 from .tiny import checkpoint_v0, vocabulary
@@ -72,3 +75,17 @@ def corpus(tmp_path):
     (tmp_path / "train.bin").write_bytes(shard_file(200, seed=1))
     (tmp_path / "val.bin").write_bytes(shard_file(60, seed=2))
     return tmp_path
+
+
+@pytest.fixture
+def threaded(request, monkeypatch):
+    """Of the library that is the parameter: a build that is strict but for its threads, three."""
+    strict_flags = native._FLAGS["strict"][0]
+    monkeypatch.setitem(native._FLAGS, "strict-threads", [[*strict_flags, "-fopenmp"]])
+    try:
+        loaded = native.compiled_library(request.param, "strict-threads")
+    except BackendError as error:
+        pytest.skip(f"no OpenMP: {error}")
+    usual = loaded.omp_get_max_threads()
+    yield "strict-threads"
+    loaded.omp_set_num_threads(usual)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from pyllm2 import native
 from pyllm2.c_library import Library
-from pyllm2.errors import BackendError
 from pyllm2.gpt2.config import GPT2Config
 from pyllm2.gpt2.model import GPT2
 from pyllm2.gpt2.ops_c import ACTIVATIONS, PARAMETERS, CActivations, CConfig, CParameters, Ops
@@ -224,20 +223,7 @@ def test_every_backward_adds(library):
 # ---- threads --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def threaded(monkeypatch):
-    """The name of a build that is strict but for its threads, of which there are three."""
-    strict_flags = native._FLAGS["strict"][0]
-    monkeypatch.setitem(native._FLAGS, "strict-threads", [[*strict_flags, "-fopenmp"]])
-    try:
-        loaded = native.compiled_library("gpt2", "strict-threads")
-    except BackendError as error:
-        pytest.skip(f"no OpenMP: {error}")
-    usual = loaded.omp_get_max_threads()
-    yield "strict-threads"
-    loaded.omp_set_num_threads(usual)
-
-
+@pytest.mark.parametrize("threaded", ["gpt2"], indirect=True)
 def test_threads_change_no_bit(threaded):
     """Large enough that every loop is shared out: activations, gradients, the optimizer."""
     config = GPT2Config(40, 1500, 1, 4, 48, 1504)
@@ -260,6 +246,7 @@ def test_threads_change_no_bit(threaded):
             assert same_bits(one[name], several[name]), name
 
 
+@pytest.mark.parametrize("threaded", ["gpt2"], indirect=True)
 def test_matmul_with_rows_left_over_is_shared_out_as_well(threaded):
     """The plain loops, which tiles of eight leave unused above."""
     x, w, b = (

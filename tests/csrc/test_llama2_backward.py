@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from pyllm2 import backends, native
 from pyllm2.c_library import Library
-from pyllm2.errors import BackendError
 from pyllm2.llama2 import ops, ops_backward
 from pyllm2.llama2.config import Llama2Config
 from pyllm2.llama2.model import Llama2, Weights
@@ -251,20 +250,7 @@ def test_training_sees_the_logits_that_inference_does(n, L, seed):
 # ---- threads --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def threaded(monkeypatch):
-    """The name of a build that is strict but for its threads, of which there are three."""
-    strict_flags = native._FLAGS["strict"][0]
-    monkeypatch.setitem(native._FLAGS, "strict-threads", [[*strict_flags, "-fopenmp"]])
-    try:
-        loaded = native.compiled_library("llama2_training", "strict-threads")
-    except BackendError as error:
-        pytest.skip(f"no OpenMP: {error}")
-    usual = loaded.omp_get_max_threads()
-    yield "strict-threads"
-    loaded.omp_set_num_threads(usual)
-
-
+@pytest.mark.parametrize("threaded", ["llama2_training"], indirect=True)
 def test_threads_change_no_bit(threaded):
     """Large enough that every loop is shared out."""
     config = Llama2Config(48, 700, 1, 4, 2, 1500, 36)
