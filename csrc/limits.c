@@ -1,12 +1,14 @@
-/* limits.c - how fast this machine reads memory, the limit of decoding. Used by `pyllm2 bench`. */
+/* limits.c - memory read bandwidth, the limit of decoding speed; for `pyllm2 bench`. */
+#include "common/abi.h"
+
 #include <stdint.h>
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
-/* One thread's share: the sum of n floats read in `streams` far places at once, a line of 16 at a
- * time from each. The processor fetches ahead better in several streams than in one. */
+/* One thread's share: the sum of n floats, read as `streams` distant streams, one cache line of 16
+ * floats from each in turn. Hardware prefetches several streams better than one. */
 static float read_share(const float *data, int64_t n, int64_t streams)
 {
     const int64_t length = n / streams / 16 * 16;
@@ -29,7 +31,7 @@ static float read_share(const float *data, int64_t n, int64_t streams)
     return total;
 }
 
-/* Read n floats with all threads; the sum, so that no compiler can leave the reading out. */
+/* Read n floats with all threads. Returns their sum, so that the loads are not optimised away. */
 float limits_read(const float *data, int64_t n, int64_t streams)
 {
     float total = 0.0f;
@@ -45,7 +47,7 @@ float limits_read(const float *data, int64_t n, int64_t streams)
     return total;
 }
 
-int32_t limits_abi(void)
+int64_t limits_abi(void)
 {
-    return 2;
+    return PYLLM2_ABI;
 }

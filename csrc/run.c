@@ -1,45 +1,49 @@
-/* run.c - read a Llama 2 checkpoint, float32 or int8, and let it tell a story or chat.
+/* run.c - generate text or chat with a Llama 2 checkpoint, float32 or int8.
  *
  *   cc -O3 csrc/run.c -lm -o run
  *   ./run model.bin -z tokenizer.bin -t 0.8 -i "Once upon a time"
  *
  * Add -fopenmp for threads, -O2 -ffp-contract=off for the reference bits.
- * Text goes to stdout, everything else to stderr; every refusal is one line and exit code 1.
+ * Text goes to stdout, everything else to stderr; every error is one line and exit code 1.
  *
- * The parts, each readable by itself: llama2.c computes, checkpoint.c and vocabulary.c read the
- * two files, sampler.c chooses ids. Here they are put together.
+ * Its parts: llama2/model.c (the forward pass), llama2/checkpoint.c and llama2/vocabulary.c (the
+ * two files), llama2/sampler.c (the choice of the next token).
  */
-#include "reader.c"
-#include "checkpoint.c"
-#include "llama2.c"
-#include "sampler.c"
-#include "vocabulary.c"
+#include "common/reader.c"
+#include "llama2/checkpoint.c"
+#include "llama2/model.c"
+#include "llama2/sampler.c"
+#include "llama2/vocabulary.c"
 
 #include <time.h>
 
-/* ---- the engine: model, vocabulary and sampler together ------------------------------------ */
+/* ---- the engine: model, vocabulary and sampler ---------------------------------------------- */
 
-enum { CHUNK = 64 };  /* most tokens in one forward; bounds the scratch memory */
+enum { CHUNK = 64 };  /* maximum number of tokens per forward pass; bounds the buffers */
 
 typedef struct {
     checkpoint model;
     vocabulary vocab;
     sampler sampler;
+    llama2_cache cache;
     llama2_state state;
-    float *memory;  /* behind the state */
+    float *memory;  /* of the cache, then of the state */
     float *logits;  /* (CHUNK, V) */
-    int64_t steps;  /* positions we may fill */
+    int64_t steps;  /* maximum number of positions */
 } engine;
 
-/* Room for `steps` positions, not for the whole context: a header may promise any context. */
-static void make_room(engine *e)
+/* Allocate for `steps` positions, not for the whole context: a header may claim any context. */
+static void allocate_buffers(engine *e)
 {
     const llama2_config *config = &e->model.config;
     const int64_t chunk = e->steps < CHUNK ? e->steps : CHUNK;
     char purpose[64];
     snprintf(purpose, sizeof purpose, "a cache of %" PRId64 " positions (see -n)", e->steps);
-    e->memory = allocate(llama2_state_floats(config, e->steps, chunk), sizeof(float), purpose);
-    llama2_state_bind(&e->state, config, e->memory, e->steps, chunk);
+    const int64_t cached = llama2_cache_floats(config, e->steps);
+    const int64_t floats = size_plus(cached, llama2_state_floats(config, e->steps, chunk));
+    e->memory = allocate(floats, sizeof(float), purpose);
+    llama2_cache_bind(&e->cache, config, e->memory, e->steps);
+    llama2_state_bind(&e->state, config, e->memory + cached, e->steps, chunk);
     e->logits = allocate(chunk * config->vocab_size, sizeof(float), "the logits");
     e->sampler.candidates = allocate(config->vocab_size, sizeof(candidate), "the candidates");
 }
@@ -75,20 +79,20 @@ static double milliseconds(void)
     return (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
 }
 
-/* Feed ids at positions from .. from+n-1, then choose what follows the last. */
+/* Process ids at positions from .. from+n-1, then choose the id that follows. */
 static int32_t feed(engine *e, const int32_t *ids, int64_t n, int64_t from)
 {
     for (int64_t i = 0; i < n; i += CHUNK) {
         const int64_t T = n - i < CHUNK ? n - i : CHUNK;
         float *logits = i + T == n ? e->logits : NULL;
-        llama2_forward(logits, &e->state, &e->model.config, &e->model.weights, ids + i, T,
-                       from + i, 0);
+        llama2_forward(logits, &e->state, &e->cache, &e->model.config, &e->model.weights, ids + i,
+                       T, from + i, 0);
     }
     return choose(e, e->logits, from + n - 1);
 }
 
-/* The prompt is echoed id by id. Its positions are fed when the first id has to be chosen, all at
- * once: what the model would have said about them is not used. */
+/* The prompt is printed id by id. Its positions are processed all at once when the first new id is
+ * needed: the logits at the earlier positions are not used. */
 static void generate_story(engine *e, const char *prompt)
 {
     int64_t n, pos = 0;
@@ -109,7 +113,7 @@ static void generate_story(engine *e, const char *prompt)
         print_id(&e->vocab, token, next);
         token = next;
         if (pos == 1) {
-            start = milliseconds();  /* the first id also pays for warming up */
+            start = milliseconds();  /* the first id is not timed: it includes warming up */
         }
     }
     putchar('\n');
@@ -123,9 +127,9 @@ static void generate_story(engine *e, const char *prompt)
 
 /* ---- mode chat ----------------------------------------------------------------------------- */
 
-enum { LINE = 512 };  /* bytes taken at once, end included; the rest answers the next question */
+enum { LINE = 512 };  /* bytes read per answer, NUL included; the rest is the next answer */
 
-/* Ask, and put the answer into line; at the end of input line stays as it is and 0 comes back. */
+/* Read an answer into line. Returns 0 and leaves line unchanged at the end of input. */
 static int ask(const char *question, char line[LINE])
 {
     char answer[LINE];
@@ -144,19 +148,19 @@ static char *chat_prompt(const char *system_text, const char *user)
     static const char *const with = "[INST] <<SYS>>\n%s\n<</SYS>>\n\n%s [/INST]";
     static const char *const without = "[INST] %s%s [/INST]";
     const char *form = system_text[0] != '\0' ? with : without;
-    const size_t room = strlen(with) + strlen(system_text) + strlen(user) + 1;
-    char *text = allocate((int64_t)room, 1, "the prompt");
-    snprintf(text, room, form, system_text, user);
+    const size_t capacity = strlen(with) + strlen(system_text) + strlen(user) + 1;
+    char *text = allocate((int64_t)capacity, 1, "the prompt");
+    snprintf(text, capacity, form, system_text, user);
     return text;
 }
 
 typedef struct {
     const char *system_text, *first_user;  /* from the command line, or NULL */
-    const char *user;                      /* what was said last, or NULL */
-    char line[LINE];                       /* where it stands if it was typed */
+    const char *user;                      /* the latest message, or NULL */
+    char line[LINE];                       /* its text if it was typed */
 } speaker;
 
-/* The ids of the user's next turn, or NULL if input ends before there was any text. */
+/* The ids of the user's next turn, or NULL if input ends before any message. */
 static int32_t *next_turn(const vocabulary *v, speaker *s, int is_first, int64_t *n)
 {
     char system_line[LINE] = "";
@@ -172,20 +176,20 @@ static int32_t *next_turn(const vocabulary *v, speaker *s, int is_first, int64_t
     if (s->user == NULL) {
         return NULL;
     }
-    char *text = chat_prompt(system_text, s->user);  /* end of input: the last text once more */
+    char *text = chat_prompt(system_text, s->user);  /* at end of input the latest message again */
     int32_t *ids = encode(v, text, n);
     free(text);
     return ids;
 }
 
-/* An id is chosen after every position, those of the prompt included, as the original does: each
- * draw moves the generator, and a drawn EOS prints its newline wherever it falls. */
+/* An id is chosen after every position, also inside the prompt, as in the original: each draw
+ * advances the random generator, and a drawn EOS prints a newline anywhere. */
 static void chat(engine *e, const char *first_user, const char *system_text)
 {
     const int32_t V = e->model.config.vocab_size;
     speaker user = {system_text, first_user, NULL, ""};
     int32_t *ids = NULL, next = BOS;
-    int64_t n = 0, k = 0, pos = 0;  /* k of the n ids of this turn's prompt are fed */
+    int64_t n = 0, k = 0, pos = 0;  /* k of the n ids of this turn are processed */
     int users_turn = 1;
 
     while (pos < e->steps) {
@@ -199,14 +203,15 @@ static void chat(engine *e, const char *first_user, const char *system_text)
             users_turn = 0;
             fputs("Assistant: ", stdout);
         }
-        /* what is left of the prompt, up to an EOS, or the id chosen last */
+        /* the rest of the prompt, up to an EOS, or the id chosen last */
         const int32_t reply = next;
         const int32_t *fed = k < n ? ids + k : &reply;
         int64_t T = 1;
         while (k + T < n && T < CHUNK && pos + T < e->steps && fed[T - 1] != EOS) {
             T++;
         }
-        llama2_forward(e->logits, &e->state, &e->model.config, &e->model.weights, fed, T, pos, 1);
+        llama2_forward(e->logits, &e->state, &e->cache, &e->model.config, &e->model.weights, fed,
+                       T, pos, 1);
         for (int64_t t = 0; t < T; t++) {
             k += k < n;
             next = choose(e, e->logits + t * V, pos++);
@@ -216,7 +221,7 @@ static void chat(engine *e, const char *first_user, const char *system_text)
                 print_id(&e->vocab, fed[t], next);
             }
         }
-        users_turn = fed[T - 1] == EOS;  /* one step late: what follows EOS is still printed */
+        users_turn = fed[T - 1] == EOS;  /* one step late, as in the original */
     }
     putchar('\n');
     if (pos == e->steps) {
@@ -241,7 +246,7 @@ NEVER_RETURNS static void usage(void)
     exit(EXIT_FAILURE);
 }
 
-/* As the original reads it: a prefix, 0 if there is none, the low 32 bits. */
+/* As the original reads numbers: the longest prefix, 0 without one, the low 32 bits. */
 static int32_t whole_number(const char *text)
 {
     return (int32_t)(uint32_t)strtoll(text, NULL, 10);
@@ -275,7 +280,7 @@ int main(int argc, char **argv)
         }
     }
     temperature = temperature < 0.0f ? 0.0f : temperature;
-    topp = topp < 0.0f || topp > 1.0f ? 0.9f : topp;  /* the default, not the nearest bound */
+    topp = topp < 0.0f || topp > 1.0f ? 0.9f : topp;  /* as in the original: not clamped */
     REFUSE_IF(temperature != 0.0f && is_nan(topp), "-p = nan: must be a number");
     REFUSE_IF(is_nan(temperature) && topp > 0.0f && topp < 1.0f,
               "-t = nan: must be a number (or -p 1, which then always takes the last id)");
@@ -292,7 +297,7 @@ int main(int argc, char **argv)
     const int chatting = strcmp(mode, "chat") == 0;
     REFUSE_IF(!chatting && strcmp(mode, "generate") != 0,
               "-m = %s: must be generate or chat", mode);
-    make_room(&e);
+    allocate_buffers(&e);
 
     if (chatting) {
         chat(&e, prompt, system_prompt);

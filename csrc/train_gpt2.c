@@ -1,30 +1,29 @@
-/* train_gpt2.c - train a GPT-2 on token shards, and let it write now and then.
+/* train_gpt2.c - train a GPT-2 on token shards, and print samples during training.
  *
  *   cc -O3 csrc/train_gpt2.c -lm -o train_gpt2
  *   ./train_gpt2
  *
  * Add -fopenmp for threads, -O2 -ffp-contract=off for the reference bits.
- * The record goes to stdout, everything else to stderr; every refusal is one line and exit code 1.
+ * The log goes to stdout, everything else to stderr; every error is one line and exit code 1.
  *
- * The parts, each readable by itself: gpt2.c computes, adamw.c learns, tokens.c brings batches,
- * gpt2_checkpoint.c and gpt2_vocabulary.c read the other two files, gpt2_random.c makes a model
- * where there is none. Here they are put together.
+ * Its parts: gpt2/training.c (both passes), common/adamw.c (the optimizer), gpt2/loader.c
+ * (batches), gpt2/checkpoint.c, gpt2/initial.c (an untrained model), gpt2/vocabulary.c.
  */
 #define PROGRAM "train_gpt2"
-#include "reader.c"
-#include "adamw.c"
-#include "draw.c"
-#include "gpt2.c"
-#include "gpt2_checkpoint.c"
-#include "gpt2_random.c"
-#include "gpt2_vocabulary.c"
-#include "tokens.c"
+#include "common/reader.c"
+#include "common/adamw.c"
+#include "common/draw.c"
+#include "gpt2/checkpoint.c"
+#include "gpt2/initial.c"
+#include "gpt2/loader.c"
+#include "gpt2/training.c"
+#include "gpt2/vocabulary.c"
 
 #include <time.h>
 
-enum { VALIDATE_EVERY = 10, VALIDATION_BATCHES = 5, WRITE_EVERY = 20, WRITER_SEED = 1337 };
+enum { VALIDATE_EVERY = 10, VALIDATION_BATCHES = 5, SAMPLE_EVERY = 20, SAMPLER_SEED = 1337 };
 
-/* ---- the trainer: model, optimizer and data together ---------------------------------------- */
+/* ---- the trainer: model, optimizer and data ------------------------------------------------ */
 
 typedef struct {
     gpt2_checkpoint model;
@@ -33,15 +32,15 @@ typedef struct {
     int64_t B, T;
     float learning_rate;
     float *grad, *m, *v;           /* (n,) each: gradient and moments of the parameters */
-    gpt2_parameters grads;         /* into grad */
+    gpt2_parameters grads;         /* tensors in grad */
     int64_t n_acts;
-    float *act, *dact;             /* (n_acts,) each: activations and their gradient */
-    gpt2_activations acts, dacts;  /* into them */
-    int32_t *written;              /* (T,) what the model writes */
-    uint64_t random;               /* state of the writer's generator */
+    float *act, *dact;             /* (n_acts,) each: activations and their gradients */
+    gpt2_activations acts, dacts;  /* tensors in act and dact */
+    int32_t *sampled;              /* (T,) generated tokens */
+    uint64_t random;               /* state of xorshift64* for sampling */
 } trainer;
 
-static void make_room(trainer *t)
+static void allocate_buffers(trainer *t)
 {
     const gpt2_config *config = &t->model.config;
     t->grad = allocate_zeros(t->model.n, "the gradient");
@@ -52,10 +51,10 @@ static void make_room(trainer *t)
     t->act = allocate(t->n_acts, sizeof(float), "a batch of activations (see -b, -t)");
     t->dact = allocate(t->n_acts, sizeof(float), "their gradient (see -b, -t)");
     gpt2_activations_bind(&t->dacts, config, t->dact, t->B, t->T);
-    t->written = allocate(t->T, sizeof(int32_t), "a text");
+    t->sampled = allocate(t->T, sizeof(int32_t), "a text");
 }
 
-/* The mean loss over the batch that a loader has, whose activations stay. */
+/* The mean loss over the batch in a loader; leaves its activations in t->acts. */
 static float forward(trainer *t, const loader *from)
 {
     const int32_t *inputs = from->tokens, *targets = from->tokens + 1;
@@ -64,7 +63,7 @@ static float forward(trainer *t, const loader *from)
     return gpt2_mean_loss(t->acts.losses, t->B * t->T);
 }
 
-/* The mean over the first few batches, always the same ones. */
+/* The mean loss over the first VALIDATION_BATCHES batches, the same ones each time. */
 static float validate(trainer *t)
 {
     float sum = 0.0f;
@@ -76,7 +75,7 @@ static float validate(trainer *t)
     return sum / (float)VALIDATION_BATCHES;
 }
 
-/* One update of every parameter; the mean loss before it. step = 0, 1, 2, ... */
+/* One update of all parameters. Returns the mean loss before it. step = 0, 1, 2, ... */
 static float train_step(trainer *t, int64_t step)
 {
     const float beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0.0f;
@@ -92,25 +91,25 @@ static float train_step(trainer *t, int64_t step)
     return loss;
 }
 
-/* T tokens, the first one the end of a text, each other drawn after a forward over those before
- * it. The original computes (B, T) each time; neither other rows nor later positions have an
- * influence on this one, so the bits are the same. */
-static void write_text(trainer *t)
+/* Print T-1 tokens, each drawn after a forward pass over those before it, the first of which is
+ * end-of-text. The original computes all (B, T) positions each time; neither other rows nor later
+ * positions affect this one, so the bits are the same. */
+static void print_sample(trainer *t)
 {
     const gpt2_config *config = &t->model.config;
     const int32_t V = config->vocab_size;
-    t->written[0] = t->vocab.end_of_text;
+    t->sampled[0] = t->vocab.end_of_text;
     for (int64_t n = 1; n < t->T; n++) {
         gpt2_activations_bind(&t->acts, config, t->act, 1, n);
-        gpt2_forward(&t->acts, config, &t->model.params, t->written, NULL, 1, n);
+        gpt2_forward(&t->acts, config, &t->model.params, t->sampled, NULL, 1, n);
         const float *probs = t->acts.probs + (n - 1) * config->padded_vocab_size;
-        t->written[n] = multinomial(probs, V, next_coin(&t->random));
-        print_token(&t->vocab, t->written[n]);
+        t->sampled[n] = multinomial(probs, V, next_coin(&t->random));
+        print_token(&t->vocab, t->sampled[n]);
         fflush(stdout);
     }
 }
 
-/* ---- the record ---------------------------------------------------------------------------- */
+/* ---- the log ------------------------------------------------------------------------------- */
 
 static void print_model(const trainer *t)
 {
@@ -136,7 +135,7 @@ static double milliseconds(void)
     return (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
 }
 
-/* A loss that is no number ends the training: from then on no parameter would be one. */
+/* A non-finite loss ends the training: the next update would make every parameter NaN. */
 static void refuse_unless_finite(const char *what, float loss, int64_t step)
 {
     fflush(stdout);
@@ -153,9 +152,9 @@ static void train(trainer *t, int64_t steps)
             printf("val loss %f\n", (double)loss);
             refuse_unless_finite("val loss", loss, step);
         }
-        if (step > 0 && step % WRITE_EVERY == 0) {
+        if (step > 0 && step % SAMPLE_EVERY == 0) {
             printf("generating:\n---\n");
-            write_text(t);
+            print_sample(t);
             printf("\n---\n");
         }
         const double start = milliseconds();
@@ -177,16 +176,15 @@ NEVER_RETURNS static void usage(void)
 {
     fputs("usage: train_gpt2 [-e MODEL] [-z TOKENIZER] [-i TRAIN] [-j VAL] [-o OUTPUT]\n"
           "                  [-b B] [-t T] [-x STEPS] [-l LEARNING_RATE]\n"
-          "  -e  default gpt2_124M.bin; d6, d12, d24 ...: a GPT-2 of so many layers, untrained\n"
+          "  -e  default gpt2_124M.bin; d6, d12, d24 ...: an untrained GPT-2 of that many layers\n"
           "  -z  default gpt2_tokenizer.bin\n"
-          "  -i  shards to learn from, a pattern; default: tiny Shakespeare under dev/data, or\n"
-          "      TinyStories if that is not there\n"
-          "  -j  shards to validate with, likewise\n"
-          "  -o  where to write the trained model; default: nowhere\n"
-          "  -b  default 4; rows of a batch\n"
-          "  -t  default 64; tokens in a row\n"
+          "  -i  pattern of training shards; default: tiny Shakespeare or TinyStories, in dev/data\n"
+          "  -j  pattern of validation shards, likewise\n"
+          "  -o  file for the trained model; default: none\n"
+          "  -b  default 4; rows per batch\n"
+          "  -t  default 64; tokens per row\n"
           "  -x  default 41; updates\n"
-          "  -l  default 1e-4\n"
+          "  -l  default 1e-4; learning rate\n"
           "example: train_gpt2 -i 'shards/*_train_*.bin' -j 'shards/*_val_*.bin'\n", stderr);
     exit(EXIT_FAILURE);
 }
@@ -223,7 +221,7 @@ int main(int argc, char **argv)
 {
     const char *model = "gpt2_124M.bin", *tokenizer = "gpt2_tokenizer.bin", *output = NULL;
     const char *shards = NULL, *validation_shards = NULL;
-    trainer t = {.B = 4, .T = 64, .learning_rate = 1e-4f, .random = WRITER_SEED};
+    trainer t = {.B = 4, .T = 64, .learning_rate = 1e-4f, .random = SAMPLER_SEED};
     int64_t steps = 41;
 
     for (int i = 1; i < argc; i += 2) {
@@ -264,7 +262,7 @@ int main(int argc, char **argv)
     if (output != NULL) {
         try_to_write(output);
     }
-    make_room(&t);
+    allocate_buffers(&t);
 
     train(&t, steps);
     if (output != NULL) {
@@ -281,6 +279,6 @@ int main(int argc, char **argv)
     free(t.v);
     free(t.act);
     free(t.dact);
-    free(t.written);
+    free(t.sampled);
     return EXIT_SUCCESS;
 }

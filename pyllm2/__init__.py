@@ -22,17 +22,27 @@ from typing import TYPE_CHECKING
 from pyllm2.errors import PyLLM2Error, PyLLM2Warning
 
 if TYPE_CHECKING:
-    from pyllm2.generate import Token
-    from pyllm2.language_model import LanguageModel
-    from pyllm2.loading import load
+    from pyllm2.inference.language_model import LanguageModel
+    from pyllm2.inference.load import load
+    from pyllm2.inference.token import Token
+    from pyllm2.tokenizers.chat_template import load_chat_template
 
 __version__ = "0.1.0"
-__all__ = ["LanguageModel", "PyLLM2Error", "PyLLM2Warning", "Token", "__version__", "load"]
+__all__ = [
+    "LanguageModel",
+    "PyLLM2Error",
+    "PyLLM2Warning",
+    "Token",
+    "__version__",
+    "load",
+    "load_chat_template",
+]
 
 _LAZY = {
-    "load": "pyllm2.loading",
-    "LanguageModel": "pyllm2.language_model",
-    "Token": "pyllm2.generate",
+    "load": "pyllm2.inference.load",
+    "LanguageModel": "pyllm2.inference.language_model",
+    "Token": "pyllm2.inference.token",
+    "load_chat_template": "pyllm2.tokenizers.chat_template",
 }
 
 

@@ -1,14 +1,13 @@
-"""How fast each backend is, as a share of what the machine allows and as a ratio to another.
+"""Speed of each backend, as a share of the machine's limits and as a ratio to another backend.
 
-Bare times on a shared machine mean little: so the limits (the best rate of reading memory, the
-rate of the same matrix products in BLAS alone) are measured in the same run, everything is
-repeated in turn, and medians are reported with their spread.
+Absolute times on a shared machine mean little: the limits (memory read bandwidth, and the same
+matrix products in BLAS alone) are measured in the same run, all measurements take turns, and
+medians are reported with their spread.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 import re
 import statistics
 import subprocess
@@ -22,24 +21,25 @@ from typing import Any
 import numpy as np
 
 from pyllm2 import backends
-from pyllm2.errors import BackendError, PyLLM2Error
-from pyllm2.formats.llama2c import write_checkpoint
-from pyllm2.formats.vocabulary import write_vocabulary
-from pyllm2.language_model import LanguageModel
-from pyllm2.llama2.config import Llama2Config
-from pyllm2.llama2.model import Llama2, Weights
-from pyllm2.llama2.quantized import Quantized
-from pyllm2.llama2.random_model import SHAPES, random_weights
-from pyllm2.llama2.tokenizer import FIRST_BYTE, N_BYTES
-from pyllm2.loading import load_llama2
+from pyllm2.errors import BackendError, PyLLM2Error, UsageError
+from pyllm2.formats.llama2c_vocabulary import write_vocabulary
+from pyllm2.gpt2.model import GPT2
+from pyllm2.inference.language_model import LanguageModel
+from pyllm2.inference.load import load
+from pyllm2.llama2.checkpoint import save_parameters
+from pyllm2.llama2.initial import SHAPES, random_weights
+from pyllm2.llama2.model import Llama2
+from pyllm2.parameters import Quantized
+from pyllm2.tokenizers.sentencepiece import FIRST_BYTE, N_BYTES
+from pyllm2.training.plot import require_plot, save_figure
 
 READ_BYTES = 2**29  # far more than any cache
-STREAMS = (1, 2, 4, 8)
+STREAMS = (1, 2, 4, 8)  # read streams per thread
 
 
 @dataclass
 class Samples:
-    """The same thing measured several times."""
+    """Repeated measurements of one quantity."""
 
     values: list[float] = field(default_factory=list)
 
@@ -55,7 +55,7 @@ class Samples:
 
 @dataclass
 class Result:
-    """What one backend (or a program) reached. Rates in tokens a second, compiling in seconds."""
+    """Measurements of one backend or program: tokens per second, seconds of compilation."""
 
     name: str
     compile_seconds: float = 0.0
@@ -65,24 +65,24 @@ class Result:
 
 @dataclass
 class Report:
-    """One run of the benchmark: the limits, and every backend."""
+    """One run of the benchmark: the limits and every backend."""
 
     model: str
     threads: int
     prompt_tokens: int
     new_tokens: int
     weight_bytes: int
-    read_bandwidth: Samples  # bytes a second
-    product_rate: Samples  # prompt tokens/s if float32 products were all there is; int8: empty
+    read_bandwidth: Samples  # bytes per second
+    product_rate: Samples  # prompt tokens/s of the float32 products alone; empty for int8
     results: list[Result]
 
     @property
     def decode_limit(self) -> float:
-        """Tokens a second if every weight is read once and nothing else happens."""
+        """Tokens per second if reading every weight once were the only cost."""
         return self.read_bandwidth.median / self.weight_bytes
 
     def rows(self, rival: str) -> list[list[Any]]:
-        """A table: rates, shares of the limits, ratios to a rival."""
+        """Table rows: rates, shares of the limits, ratios to a rival."""
         base = next((r for r in self.results if r.name == rival), None)
         return [
             [
@@ -103,20 +103,20 @@ class Report:
 
 
 HEADERS = [
-    "backend", "compile s", "prefill tok/s", "of sgemm", "decode tok/s", "spread", "of bandwidth",
-    "decode ratio",
-]  # fmt: skip
+    *("backend", "compile s", "prefill tok/s", "of sgemm"),
+    *("decode tok/s", "spread", "of bandwidth", "decode ratio"),
+]
 
 
 def _share(reached: Samples, limit: Samples) -> str:
-    """A dash where there is no such limit: sgemm says nothing of int8."""
+    """Share of a limit; a dash if there is no limit (int8 products have none)."""
     if not reached.values:
         return ""
     return f"{reached.median / limit.median:.2f}" if limit.values else "-"
 
 
 def _ratio(result: Result, base: Result | None) -> str:
-    """Median of the ratios repeat by repeat: what drifts, drifts for both."""
+    """Median of the ratios of each repeat, in which both see the same drift of the machine."""
     if base is None or not base.decode.values:
         return ""
     pairs = zip(result.decode.values, base.decode.values, strict=True)
@@ -132,15 +132,16 @@ def run(
     repeats: int = 5,
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Race backends, and programs with run.c's flags, on a checkpoint.
+    """Race backends, and programs with run.c's command line, on a checkpoint of either family.
 
-    Raises BackendError for a backend that cannot run here, PyLLM2Error for a program that fails.
+    Raises BackendError for a backend that cannot run here, UsageError for programs beside a
+    GPT-2, PyLLM2Error for a program that fails.
     """
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    racers = {name: load_llama2(path, backend=name) for name in names}
-    model = next(iter(racers.values())) if racers else load_llama2(path, backend="numpy")
-    assert isinstance(model.model, Llama2)
-    config, weights = model.config, model.model.weights
+    racers = {name: load(path, backend=name) for name in names}
+    model = next(iter(racers.values())) if racers else load(path, backend="numpy")
+    config, arrays = model.config, _arrays(model)
+    if against and not isinstance(model.model, Llama2):
+        raise UsageError("--against: a program with run.c's command line runs Llama-2 only")
     prompt_tokens = min(prompt_tokens, config.seq_len - 1)
     new_tokens = min(new_tokens, config.seq_len - prompt_tokens)
     ids = [1] + [3 + i % (config.vocab_size - 3) for i in range(prompt_tokens - 1)]
@@ -165,8 +166,8 @@ def run(
         for repeat in range(repeats):
             say(f"repeat {repeat + 1} of {repeats}")
             bandwidth.values.append(read_bandwidth())
-            if not isinstance(weights.wq, Quantized):
-                seconds = _products_seconds(config, weights, prompt_tokens)
+            if not any(isinstance(array, Quantized) for array in arrays.values()):
+                seconds = _products_seconds(arrays, prompt_tokens)
                 products.values.append(prompt_tokens / seconds)
             for result in results:
                 lm = racers[result.name]
@@ -175,13 +176,30 @@ def run(
             for result, program in zip(programs, against, strict=True):
                 rate = _program_rate(program, path, vocabulary, prompt_tokens + new_tokens)
                 result.decode.values.append(rate)
-    nbytes = sum(a.nbytes for a in vars(weights).values() if a is not None)
-    if weights.classifier is not None:
-        nbytes -= weights.token_embedding.nbytes  # of which one row is read
     return Report(
-        path, threads or 1, prompt_tokens, new_tokens, nbytes, bandwidth, products,
+        path,
+        backends.processors(),
+        prompt_tokens,
+        new_tokens,
+        _bytes_read(arrays),
+        bandwidth,
+        products,
         results + programs,
-    )  # fmt: skip
+    )
+
+
+def _arrays(model: LanguageModel) -> dict[str, Any]:
+    """The learned arrays of a model by name; matrices of all layers are (L, OC, C)."""
+    if isinstance(model.model, GPT2):
+        return dict(model.model.params)
+    assert isinstance(model.model, Llama2)
+    return {name: array for name, array in vars(model.model.weights).items() if array is not None}
+
+
+def _bytes_read(arrays: dict[str, Any]) -> int:
+    """Bytes that decoding one token reads: everything but tables of which it needs one row."""
+    tables = {"wpe"} | ({"token_embedding"} if "classifier" in arrays else set())
+    return sum(array.nbytes for name, array in arrays.items() if name not in tables)
 
 
 def _prefill(model: LanguageModel, ids: Sequence[int]) -> float:
@@ -192,7 +210,7 @@ def _prefill(model: LanguageModel, ids: Sequence[int]) -> float:
 
 
 def _decode(model: LanguageModel, ids: Sequence[int], n: int) -> float:
-    """Seconds for n single steps after a short beginning: positions 1 … n."""
+    """Seconds for n decoding steps at positions 2 … n + 1."""
     session = model.start(n + 2)
     session.feed(ids[:1])
     session.feed(ids[1:2])
@@ -208,41 +226,36 @@ def _much_data() -> np.ndarray:
 
 
 def read_bandwidth() -> float:
-    """Bytes a second, the best over several numbers of far streams a thread."""
-    import ctypes
-
-    from pyllm2 import native
+    """Bytes per second: the best of several numbers of distant streams per thread."""
+    from pyllm2.compiling import c_build
 
     data = _much_data()
-    if native.why_not() is not None:
+    if c_build.why_not() is not None:
         began = time.perf_counter()
         data.sum()
         return float(data.nbytes / (time.perf_counter() - began))
-    read = native.compiled_library("limits", "fast").limits_read
+    from pyllm2.compiling.c_library import library
+
+    limits = library("limits", "fast")
     best = float("inf")
     for streams in STREAMS:
         began = time.perf_counter()
-        read(
-            ctypes.c_void_p(data.__array_interface__["data"][0]),
-            ctypes.c_int64(data.size),
-            ctypes.c_int64(streams),
-        )
+        limits.read(data, data.size, streams)
         best = min(best, time.perf_counter() - began)
     return float(data.nbytes / best)
 
 
-def _products_seconds(config: Llama2Config, w: Weights, T: int) -> float:
-    """The matrix products of a prefill, on the model's own weights, and nothing else."""
+def _products_seconds(arrays: dict[str, Any], T: int) -> float:
+    """Seconds for the matrix products of a prefill alone, on the model's own weights."""
     rng = np.random.default_rng(0)
-    by_width = {n: rng.standard_normal((T, n), np.float32) for n in (config.dim, config.hidden_dim)}
-    every = (w.wq, w.wk, w.wv, w.wo, w.w1, w.w3, w.w2)
-    matrices = [matrix for matrix in every if isinstance(matrix, np.ndarray)]
-    last = w.classifier if isinstance(w.classifier, np.ndarray) else w.token_embedding
+    stacks = [array for array in arrays.values() if array.ndim == 3]
+    last = next(arrays[n] for n in ("classifier", "token_embedding", "wte") if n in arrays)
+    inputs = {a.shape[-1]: rng.standard_normal((T, a.shape[-1]), np.float32) for a in stacks}
     began = time.perf_counter()
-    for layer in range(config.n_layers):
-        for matrix in matrices:
-            by_width[matrix.shape[2]] @ matrix[layer].T
-    by_width[config.dim][-1:] @ last.T
+    for layer in range(len(stacks[0])):
+        for stack in stacks:
+            inputs[stack.shape[-1]] @ stack[layer].T
+    inputs[last.shape[-1]][-1:] @ last.T
     return time.perf_counter() - began
 
 
@@ -250,7 +263,7 @@ _SPEED = re.compile(rb"achieved tok/s: ([0-9.]+)")
 
 
 def _program_rate(program: str, model: str, vocabulary: str, steps: int) -> float:
-    """What a program with run.c's flags says of its own speed, greedy, from an empty prompt."""
+    """Tokens per second that a program with run.c's flags reports, greedy, without a prompt."""
     flags = ["-z", vocabulary, "-t", "0", "-n", str(steps), "-s", "1"]
     try:
         result = subprocess.run([program, model, *flags], capture_output=True, timeout=600)
@@ -264,32 +277,31 @@ def _program_rate(program: str, model: str, vocabulary: str, steps: int) -> floa
 
 
 def _any_vocabulary(V: int) -> tuple[list[bytes], list[float]]:
-    """V distinct pieces, for programs that want a tokenizer though only ids matter."""
+    """V distinct pieces, for programs that need a tokenizer file although only ids matter."""
     pieces = [b"<unk>", b"\n<s>\n", b"\n</s>\n"] + [b"<0x%02X>" % i for i in range(N_BYTES)]
     pieces += [b" "] + [b"w%d" % i for i in range(max(0, V - FIRST_BYTE - N_BYTES - 1))]
     return pieces[:V], [0.0] * V
 
 
 def write_random(shape: str, path: str, seed: int = 0) -> None:
-    """A v0 checkpoint of a published shape with random weights, one that goes on and on.
+    """Write a v0 checkpoint of a published shape with random weights that never end a text.
 
     Raises KeyError for a shape that is not in SHAPES, FileError from the operating system.
     """
     config = SHAPES[shape]
     weights = random_weights(config, shared_classifier=True, seed=seed)
-    # A small embedding of BOS has a small logit, too: a greedy program never draws it, and so plays
-    # for as long as it is asked to. The norm makes up for it where BOS is fed.
+    # A small BOS embedding gives BOS a small logit: a greedy program never draws it and so never
+    # ends early. The norm of the first layer compensates where BOS is the input.
     weights.token_embedding[1] *= 1e-3
     tensors = {name: a for name, a in vars(weights).items() if a is not None}
-    write_checkpoint(path, asdict(config), tensors)
+    save_parameters(path, config, tensors)
 
 
 def plot(report: Report, path: str) -> None:
-    """Two bars a backend: share of the sgemm rate, share of the bandwidth. Needs matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise BackendError("--plot needs matplotlib: pip install 'pyllm2[bench]'") from None
+    """Two bars per backend: share of the bandwidth, share of the sgemm rate. Needs matplotlib."""
+    require_plot()
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -306,15 +318,5 @@ def plot(report: Report, path: str) -> None:
         axis.set_title(title)
     figure.suptitle(f"{Path(report.model).name}, {report.threads} threads")
     figure.tight_layout()
-    figure.savefig(path)
+    save_figure(figure, path)
     pyplot.close(figure)
-
-
-def check_backends(names: Sequence[str]) -> None:
-    """Raises BackendError naming the first that cannot run here."""
-    for name in names:
-        if name not in backends.NAMES:
-            raise BackendError(f"backend {name!r}: choose from {', '.join(backends.NAMES)}")
-        reason = backends.why_not(name)
-        if reason is not None:
-            raise BackendError(f"backend {name!r} {reason}")

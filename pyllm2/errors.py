@@ -1,26 +1,29 @@
-"""What can go wrong, as a tree. The text of every error is one line, ready to be printed.
+"""The exceptions. The text of each is one line, ready to be printed.
 
-PyLLM2Error                 refused or failed: exit code 1
-├── FileError               the operating system, or the file's kind, stands in the way
-│   └── FormatError         the bytes are not what the format says
-├── ConfigError             hyperparameters that contradict each other
-├── TokenizerError          text that the vocabulary cannot express, ids outside it
+PyLLM2Error                 exit code 1
+├── FileError               a file that cannot be read or written, or is of the wrong kind
+│   └── FormatError         a file that violates its format
+├── ChatTemplateError       a chat template that is wrong, or refuses a conversation
+├── ConfigError             hyperparameters that cannot be combined
+├── TokenizerError          text that the vocabulary cannot encode, ids outside of it
 ├── ContextError            more tokens than the model has positions
-├── NotFiniteError          NaN or infinity where there must be numbers
-├── NotEnoughMemoryError    an allocation that cannot succeed, refused before it is tried
-├── BackendError            a backend that cannot run here, and why
+├── NotFiniteError          NaN or infinity in logits, losses or weights
+├── NotEnoughMemoryError    an allocation that cannot succeed, checked before it is made
+├── BackendError            a backend or optional package that is missing, and why
 └── UsageError              a flag or argument out of range: exit code 2
 
-PyLLM2Warning               worth a line on stderr, not worth stopping
+PyLLM2Warning               something unusual that does not stop the command
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class PyLLM2Error(Exception):
-    """Base of everything that pyllm2 raises on purpose. `str(error)` is one line."""
+    """Base class of all exceptions of pyllm2. `str(error)` is one line."""
 
     exit_code = 1
 
@@ -34,8 +37,22 @@ class FileError(PyLLM2Error):
         super().__init__(f"{printable(self.path)}: {reason}")
 
 
+@contextmanager
+def os_errors(path: str | os.PathLike[str], doing: str = "") -> Iterator[None]:
+    """Turn an OSError of the block into a FileError: `path: DOING the system's reason`."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise FileError(path, f"{doing} {reason}".lstrip()) from None
+    except ValueError as error:  # of open and stat
+        if "null " not in str(error):
+            raise
+        raise FileError(path, "not a path: it contains a zero byte") from None
+
+
 class FormatError(FileError):
-    """The bytes of a file are not what its format says they are."""
+    """A file violates its format."""
 
     @classmethod
     def field(
@@ -45,16 +62,25 @@ class FormatError(FileError):
         return cls(path, f"{name} = {found} (byte {byte}): {expected}")
 
 
-class ConfigError(PyLLM2Error):
-    """A hyperparameter that is impossible, alone or beside the others."""
+class ChatTemplateError(PyLLM2Error):
+    """`path: chat template: message`. `message` is what the template or jinja2 said, unchanged."""
 
-    def __init__(self, name: str, found: int, expected: str) -> None:
+    def __init__(self, path: str | os.PathLike[str], message: str) -> None:
+        self.path, self.message = os.fspath(path), message
+        shown_message = " ".join(message.split("\n"))[:500]
+        super().__init__(f"{printable(self.path)}: chat template: {printable(shown_message)}")
+
+
+class ConfigError(PyLLM2Error):
+    """A hyperparameter that is out of range, alone or together with the others."""
+
+    def __init__(self, name: str, found: object, expected: str) -> None:
         self.name, self.found, self.expected = name, found, expected
         super().__init__(f"{name} = {found}: {expected}")
 
 
 class TokenizerError(PyLLM2Error):
-    """Text that the vocabulary cannot express, or an id that it does not have."""
+    """Text that the vocabulary cannot encode, or an id outside of it."""
 
 
 class ContextError(PyLLM2Error):
@@ -62,15 +88,15 @@ class ContextError(PyLLM2Error):
 
 
 class NotFiniteError(PyLLM2Error):
-    """NaN or infinity where there must be numbers."""
+    """NaN or infinity in logits, losses or weights."""
 
 
 class NotEnoughMemoryError(PyLLM2Error):
-    """An allocation that this machine cannot satisfy."""
+    """An allocation that cannot succeed on this machine."""
 
 
 class BackendError(PyLLM2Error):
-    """A backend that does not exist or cannot run here."""
+    """A backend or optional package that does not exist or cannot be used here."""
 
 
 class UsageError(PyLLM2Error):
@@ -80,9 +106,14 @@ class UsageError(PyLLM2Error):
 
 
 class PyLLM2Warning(UserWarning):
-    """Something odd that does not stop the run."""
+    """Something unusual that does not stop the command."""
 
 
 def printable(text: str) -> str:
-    """`text` on one line, whatever bytes a file name is made of: control characters escaped."""
+    """`text` with control characters escaped, so that it is one line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(value: object) -> str:
+    """A value of any type as at most 80 characters on one line."""
+    return " ".join(repr(value).split())[:80]

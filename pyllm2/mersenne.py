@@ -1,44 +1,49 @@
-"""The random numbers of llm.c's training: the Mersenne Twister, drawn from as PyTorch does.
+"""Random numbers of llm.c's training: the Mersenne Twister, used the way PyTorch uses it.
 
-The recurrence is NumPy's `MT19937`, seeded in the classical way; what is ours is how words become
-floats, normal variates and permutations. The words, the floats and the permutations are the
-original's. Normal variates are evaluated in float64 and rounded where the original calls float32
-library functions: most are the same numbers, the rest differ in the last bits.
+The recurrence is NumPy's `MT19937` with the classical seeding; this module turns its words into
+floats, normal variates and permutations. Words, floats and permutations equal the original's.
+Normal variates are evaluated in float64 and rounded where the original calls float32 library
+functions: most are equal, the rest differ in the last bits.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm2.errors import UsageError
+from pyllm2.errors import UsageError, shown
 
 Array = NDArray[np.float32]
 
 N_WORDS = 624
-BLOCK = 16  # normal variates come in blocks: eight radii, eight angles
-CHUNK = 2**16  # blocks at a time: float64 temporaries of a few megabytes
+BLOCK = 16  # normal variates per block: eight radii, eight angles
+CHUNK = 2**16  # blocks per chunk: float64 temporaries of a few megabytes
 
 
 class MersenneTwister:
-    """MT19937 of a 32-bit seed. Every draw moves the one stream of 32-bit words on."""
+    """MT19937 with a 32-bit seed. Every draw advances the same stream of 32-bit words."""
 
     def __init__(self, seed: int) -> None:
-        if not 0 <= seed < 2**32:
-            raise UsageError(f"seed {seed}: expected a whole number from 0 to 2^32 - 1")
+        try:
+            number = operator.index(seed)
+        except TypeError:
+            number = -1
+        if not 0 <= number < 2**32:
+            raise UsageError(f"seed {shown(seed)}: expected a whole number from 0 to 2^32 - 1")
         self._stream = np.random.MT19937()
-        seeded = np.random.RandomState(seed).get_state(legacy=False)["state"]
+        seeded = np.random.RandomState(number).get_state(legacy=False)["state"]
         self.set_state(seeded["key"], seeded["pos"])
 
     def state(self) -> tuple[NDArray[np.uint32], int]:
-        """The 624 words, and how many of them are used up (624: all, as after seeding)."""
+        """The 624 words, and how many of them have been used (624 after seeding)."""
         inner = self._stream.state["state"]
         return inner["key"].copy(), int(inner["pos"])
 
     def set_state(self, words: NDArray[np.uint32], position: int) -> None:
-        """Go on where `state` was asked for."""
+        """Continue where `state` was called."""
         if words.shape != (N_WORDS,) or not 0 <= position <= N_WORDS:
             raise ValueError(f"words of shape {words.shape}, position {position}")
         self._stream.state = {
@@ -55,20 +60,20 @@ class MersenneTwister:
         return int(self.words(1)[0])
 
     def u64(self) -> int:
-        """Two words, the first of them the upper half."""
+        """Two words; the first is the upper half."""
         upper, lower = self.words(2)
         return int(upper) << 32 | int(lower)
 
     def f32(self) -> float:
-        """The lower 24 bits of a word, as a number in [0, 1) with float32's precision."""
+        """A number in [0, 1) from the lower 24 bits of a word, exact in float32."""
         return float(self.uniforms(1)[0])
 
     def f64(self) -> float:
-        """53 bits of two words, as a number in [0, 1)."""
+        """A number in [0, 1) from 53 bits of two words."""
         return (self.u64() & (2**53 - 1)) * 2.0**-53
 
     def uniforms(self, n: int) -> Array:
-        """n times `f32`, (n,)."""
+        """n numbers like `f32`, (n,)."""
         return (self.words(n) & np.uint64(2**24 - 1)).astype(np.float32) * np.float32(2**-24)
 
     def uniform(self, low: float, high: float) -> float:
@@ -77,9 +82,9 @@ class MersenneTwister:
         return float(self.uniforms(1)[0] * (high_ - low_) + low_)
 
     def permute(self, values: NDArray[np.int32]) -> None:
-        """Shuffle in place (Fisher & Yates): from the last down, each swaps with one not after it.
+        """Shuffle in place (Fisher & Yates): for i = n-1 … 1, swap i with j = word mod (i + 1).
 
-        j = word mod (i + 1). Not exactly uniform, and not PyTorch's `randperm`.
+        Not exactly uniform, and not PyTorch's `randperm`.
         """
         n = len(values)
         if n < 2:
@@ -93,8 +98,9 @@ class MersenneTwister:
     def normal(self, n: int, mean: float = 0.0, std: float = 1.0) -> Array:
         """n normal variates (Box & Muller), (n,) float32.
 
-        n < 16 and n ≥ 16 draw differently, so two calls are not one of the total. From 16 on, n
-        uniforms are transformed in blocks of 16; if n is no multiple, the last 16 are drawn anew.
+        n < 16 and n ≥ 16 draw differently, so two calls differ from one call of the total. From
+        16 on, n uniforms are transformed in blocks of 16; unless 16 divides n, the last 16 are
+        drawn again.
         """
         if n < BLOCK:
             return self._few_normals(n, mean, std)
@@ -108,7 +114,7 @@ class MersenneTwister:
         return out
 
     def _few_normals(self, n: int, mean: float, std: float) -> Array:
-        """In pairs of two float64 draws; the second of the last pair is lost if n is odd."""
+        """Pairs of two float64 draws; if n is odd, the second of the last pair is discarded."""
         pairs = np.array([self.f64() for _ in range(n + n % 2)], np.float32).reshape(-1, 2)
         radius, cosine, sine = _polar(np.float32(1) - pairs[:, 1], pairs[:, 0])
         mean_, std_ = np.float32(mean), np.float32(std)
@@ -134,5 +140,5 @@ def _polar(u: Array, turn: Array) -> tuple[Array, Array, Array]:
 
 
 def _rounded(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """To float32's precision, still as float64: what is computed from it is rounded once."""
+    """Rounded to float32's precision, stored as float64."""
     return np.asarray(x, np.float32).astype(np.float64)

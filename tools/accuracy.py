@@ -1,9 +1,9 @@
-"""How far each backend is from float64, op by op: share of the bound used, and worst ulp.
+"""How far each backend is from float64, op by op: fraction of the bound used, and worst ulp.
 
     python tools/accuracy.py --examples 300
 
-Inputs come from the tables that the property tests use (`pyllm2.testing`). A share of 1 would be
-a failing test. Units in the last place grow without limit where terms cancel (matmul,
+Inputs come from the tables of the property tests (`pyllm2.testing.tables`). A fraction above 1
+would be a failing test. Units in the last place grow without limit where terms cancel (matmul,
 attention), which is why the tests do not count them.
 """
 
@@ -17,19 +17,17 @@ from hypothesis import HealthCheck, given, settings
 from tabulate import tabulate
 
 from pyllm2 import backends
-from pyllm2.testing import GPT2_OPS, OPS, TRAINING_OPS, Bounded, Op
+from pyllm2.testing import Bounded, Op, tables
 
-TABLES = {"llama2": OPS, "gpt2": GPT2_OPS, "training": TRAINING_OPS}
+PACKAGES = {"llama2": "llama2", "gpt2": "gpt2", "adamw": "training"}
 
 
 def worst(op: Op, functions: dict[str, Any], examples: int) -> dict[str, list[float]]:
-    """For each backend the largest share of the bound and the largest error in ulp."""
+    """For each backend the largest fraction of the bound and the largest error in ulp."""
     found = {backend: [0.0, 0.0] for backend in functions}
+    quiet = settings(database=None, deadline=None, suppress_health_check=list(HealthCheck))
 
-    @settings(
-        max_examples=examples, database=None, derandomize=True, deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    @settings(quiet, max_examples=examples, derandomize=True)
     @given(op.inputs)
     def measure(inputs: tuple[Any, ...]) -> None:
         expected = op.bound(*inputs)
@@ -50,20 +48,25 @@ def worst(op: Op, functions: dict[str, Any], examples: int) -> dict[str, list[fl
     return found
 
 
+def rows(names: list[str], examples: int) -> list[list[str]]:
+    """A row per op of every table: its name, and two figures per backend."""
+    table = []
+    for model, package in PACKAGES.items():
+        modules = {name: backends.ops(name, package=package) for name in names}
+        for op in tables[model].values():
+            functions = {name: getattr(module, op.name) for name, module in modules.items()}
+            found = worst(op, functions, examples)
+            table.append([f"{model}.{op.name}", *(f"{s:.3f}  {u:.3g}" for s, u in found.values())])
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--examples", type=int, default=300, help="drawn inputs an op")
+    parser.add_argument("--examples", type=int, default=300, help="drawn inputs per op")
     options = parser.parse_args()
     names = [name for name in backends.NAMES if backends.why_not(name) is None]
-    rows = []
-    for package, table in TABLES.items():
-        modules = {name: backends.ops(name, package=package) for name in names}
-        for op in table.values():
-            functions = {name: getattr(module, op.name) for name, module in modules.items()}
-            found = worst(op, functions, options.examples)
-            rows.append([op.name, *(f"{s:.3f}  {u:.3g}" for s, u in found.values())])
-    headers = ["op", *(f"{name}: share, ulp" for name in names)]
-    print(tabulate(rows, headers, tablefmt="github"))
+    headers = ["op", *(f"{name}: fraction, ulp" for name in names)]
+    print(tabulate(rows(names, options.examples), headers, tablefmt="github"))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Time a training step (forward, backward, AdamW) by every backend, and by PyTorch.
 
-    python tools/bench_train.py                                  all that can run here, GPT-2 124M
+    python tools/bench_train.py                                  every backend here, GPT-2 124M
     python tools/bench_train.py --shape 15M --backends numba,c
     python tools/bench_train.py --shape llama-1M                 a Llama-2
     python tools/race_torch.py                                   numba and torch
 
-Each backend has a process of its own; all have the same weights and the same batch, and their
-losses must agree. They take turns, one step each, so that what else runs on the machine slows all
-alike; a ratio is the median of those of the rounds. Memory is the process's peak beyond what it
-takes before, weights, gradients and moments.
+Each backend runs in its own process with the same weights and the same batch, and the losses must
+agree. They take turns, one step each, so that other load slows them alike; a ratio is the median
+over the rounds. Memory is the peak of the process minus weights, gradients, moments and what the
+process had before.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # two pools of threads that spin: each
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # would keep the other off the processors
+# Two thread pools that spin after their work would take the processors from each other.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import numpy as np
 
 from pyllm2 import backends
 from pyllm2.gpt2.config import GPT2Config
-from pyllm2.gpt2.model import GPT2
+from pyllm2.gpt2.training import TrainableGPT2
 from pyllm2.llama2.config import Llama2Config
 from pyllm2.llama2.training import TrainableLlama2
-from pyllm2.llama2.training import shapes as llama2_shapes
-from pyllm2.training.parameters import Parameters
+from pyllm2.parameters import Parameters
 
-SHAPES: dict[str, tuple[GPT2Config | Llama2Config, int, int]] = {  # the config, B, T
+SHAPES: dict[str, tuple[GPT2Config | Llama2Config, int, int]] = {  # config, B, T
     "124M": (GPT2Config(1024, 50257, 12, 12, 768, 50304), 4, 64),
     "15M": (GPT2Config(256, 32000, 6, 6, 288, 32000), 8, 128),
     "1M": (GPT2Config(128, 1000, 4, 4, 128, 1024), 8, 128),
@@ -47,18 +47,18 @@ SHAPES: dict[str, tuple[GPT2Config | Llama2Config, int, int]] = {  # the config,
 }
 ADAMW = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 NAMES = ("numba", "c", "numpy", "torch")
-SAME_LOSS = 1e-4  # relative; different orders of sums agree far better, a different model does not
+SAME_LOSS = 1e-4  # relative; the order of sums changes far less, another model changes more
 
 
 def original_floats(config: GPT2Config, B: int, T: int) -> int:
-    """How many floats llm.c keeps as activations."""
+    """Number of activations, in float32, that llm.c keeps."""
     C, L, NH, Vp = config.channels, config.num_layers, config.num_heads, config.padded_vocab_size
     a_layer = B * T * (18 * C + 4) + 2 * B * NH * T * T
     return B * T * (2 * C + 2 + 2 * Vp + 1) + L * a_layer
 
 
 def flops(config: GPT2Config | Llama2Config, B: int, T: int) -> int:
-    """Of the matrix products of a step: forward, and twice as much backward."""
+    """Operations in the matrix products of a step: forward, and twice as many backward."""
     if isinstance(config, GPT2Config):
         C, L, V = config.channels, config.num_layers, config.padded_vocab_size
         return 3 * 2 * B * T * C * (12 * L * C + V)
@@ -66,29 +66,30 @@ def flops(config: GPT2Config | Llama2Config, B: int, T: int) -> int:
     return 3 * 2 * B * T * C * (L * (2 * C + 2 * config.kv_dim + 3 * config.hidden_dim) + V)
 
 
-# ---- one backend, in a process of its own -----------------------------------------------------
+# ---- one backend in its own process -----------------------------------------------------------
 
 
 def kib(field: str) -> int:
-    """VmRSS or VmHWM of this process."""
+    """VmRSS or VmHWM of this process, in KiB."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{field}:")[1].split()[0])
 
 
 class Worker:
-    """Steps on one batch by one backend."""
+    """Training steps of one backend on one batch."""
 
     def __init__(self, name: str, shape: str, threads: int) -> None:
         config, B, T = SHAPES[shape]
         is_gpt2 = isinstance(config, GPT2Config)
         package = "gpt2" if is_gpt2 else "llama2"
         if name != "torch":
-            ops, self.optimizer = (backends.ops(name, threads, p) for p in (package, "training"))
+            engine = backends.engine(name, threads, package)
+            self.optimizer = backends.ops(name, threads, "training")
         self.known_kib = kib("VmRSS") + 4 * 4 * config.parameters() // 1024
         random = np.random.default_rng(0)
         ids = random.integers(0, config.vocab_size, (B, T + 1))
         self.batch = np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
-        params = Parameters(config.shapes() if is_gpt2 else llama2_shapes(config))
+        params = Parameters(config.shapes())
         params.flat[...] = random.standard_normal(params.flat.size, dtype=np.float32) * 0.02
         if not is_gpt2:
             for norm in ("attention_norm", "ffn_norm", "final_norm"):
@@ -97,7 +98,7 @@ class Worker:
             torch_training = importlib.import_module(f"torch_{package}").TorchTraining
             self.step = torch_training(config, params, threads, **ADAMW).step
             return
-        self.model = (GPT2 if is_gpt2 else TrainableLlama2)(config, params, ops)
+        self.model = (TrainableGPT2 if is_gpt2 else TrainableLlama2)(config, params, engine)
         self.grads, self.m, self.v = (params.zeros_like() for _ in range(3))
         self.taken = 0
         self.step = self._step
@@ -105,10 +106,9 @@ class Worker:
     def _step(self, tokens: Any, targets: Any) -> float:
         losses = self.model.add_gradient(tokens, targets, 1 / tokens.size, self.grads, True)
         self.taken += 1
-        self.optimizer.adamw_update(
-            self.model.params.flat, self.grads.flat, self.m.flat, self.v.flat, self.taken,
-            ADAMW["lr"], *ADAMW["betas"], ADAMW["eps"], ADAMW["weight_decay"],
-        )  # fmt: skip
+        arrays = (a.flat for a in (self.model.params, self.grads, self.m, self.v))
+        hyper = (ADAMW["lr"], *ADAMW["betas"], ADAMW["eps"], ADAMW["weight_decay"])
+        self.optimizer.adamw_update(*arrays, self.taken, *hyper)
         return float(losses.mean(dtype=np.float64))
 
     def answer(self, request: str) -> dict[str, Any]:
@@ -126,13 +126,13 @@ class Worker:
 
 
 def sgemm(n: int = 1024) -> float:
-    """GFLOP/s of our own product, or of BLAS where there is no Numba."""
+    """GFLOP/s of the Numba matrix product, or of BLAS without Numba."""
     a, b, out = (np.ones((n, n), np.float32) for _ in range(3))
     product: Any = np.matmul
     if backends.why_not("numba") is None:
         import numba
 
-        from pyllm2.gemm_numba import Products
+        from pyllm2.fast.gemm import Products
 
         product = Products(numba.get_num_threads())
     seconds = []
@@ -144,32 +144,33 @@ def sgemm(n: int = 1024) -> float:
 
 
 def work(name: str, shape: str, threads: int) -> None:
-    """Answers requests, a line each, until there are no more."""
+    """Answer requests, one line each, until stdin ends."""
     worker = Worker(name, shape, threads)
     for line in sys.stdin:
         print(json.dumps(worker.answer(line.strip())), flush=True)
 
 
-# ---- all of them, in turn ---------------------------------------------------------------------
+# ---- all backends in turn ---------------------------------------------------------------------
 
 
 class Process:
-    """A `Worker` elsewhere."""
+    """A `Worker` in another process."""
 
     def __init__(self, name: str, shape: str, threads: int) -> None:
         self.seconds: list[float] = []
         self.cpu: list[float] = []
         command = [sys.executable, __file__, "--worker", name, "--shape", shape]
-        environment = {
-            **os.environ, "OPENBLAS_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads),
-            "OMP_NUM_THREADS": str(threads),
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]),
-                                           os.environ.get("PYTHONPATH", "")]),
-        }  # fmt: skip
+        path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+        limits = {
+            f"{library}_NUM_THREADS": str(threads) for library in ("OPENBLAS", "NUMBA", "OMP")
+        }
         self._process = subprocess.Popen(
             [*command, "--threads", str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **limits, "PYTHONPATH": path},
+        )
 
     def ask(self, request: str) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -198,7 +199,7 @@ def why_not(name: str) -> str | None:
 
 
 def race(names: list[str], shape: str, threads: int, rounds: int) -> None:
-    """Prints one table."""
+    """Measure and print one table."""
     processes = {name: Process(name, shape, threads) for name in names}
     losses = {name: process.ask("step")["loss"] for name, process in processes.items()}
     for name, loss in losses.items():
@@ -211,12 +212,12 @@ def race(names: list[str], shape: str, threads: int, rounds: int) -> None:
             answer = process.ask("step")
             process.seconds.append(answer["seconds"])
             process.cpu.append(answer["cpu"])
-            time.sleep(0.02)  # threads that still spin come to rest
+            time.sleep(0.02)  # until threads that still spin have stopped
         limits.append(processes[names[0]].ask("sgemm")["gflops"])
     limit = statistics.median(limits)
     config, B, T = SHAPES[shape]
     print(f"{shape}, B={B}, T={T}, {threads} threads, {rounds} rounds; loss {losses[names[0]]:.6f}")
-    print(f"products {flops(config, B, T) / 1e9:.1f} GFLOP, sgemm {limit:.0f} GFLOP/s here and now")
+    print(f"products {flops(config, B, T) / 1e9:.1f} GFLOP, sgemm {limit:.0f} GFLOP/s in this run")
     if isinstance(config, GPT2Config):
         print(f"activations of llm.c: {original_floats(config, B, T) * 4 / 2**20:.0f} MiB")
     others = [f"vs {name}" for name in ("c", "torch") if name in names]
@@ -224,8 +225,8 @@ def race(names: list[str], shape: str, threads: int, rounds: int) -> None:
     print(f"{'':8}" + "".join(f"{head:>13}" for head in heads))
     for name, process in processes.items():
         seconds = statistics.median(process.seconds)
-        cells = [f"{1e3 * x:.0f}" for x in (
-            seconds, min(process.seconds), statistics.median(process.cpu))]  # fmt: skip
+        times = (seconds, min(process.seconds), statistics.median(process.cpu))
+        cells = [f"{1e3 * x:.0f}" for x in times]
         for other in ("c", "torch"):
             if other in names:
                 pairs = zip(processes[other].seconds, process.seconds, strict=True)
@@ -240,7 +241,7 @@ def race(names: list[str], shape: str, threads: int, rounds: int) -> None:
 def main(given: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Time a training step.")
     parser.add_argument("--shape", choices=SHAPES, default="124M")
-    parser.add_argument("--backends", help="a comma between; all that can run here")
+    parser.add_argument("--backends", help="comma-separated (default: all that can run here)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--worker", help=argparse.SUPPRESS)

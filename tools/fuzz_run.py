@@ -1,9 +1,9 @@
-"""Run csrc/run.c, built with sanitizers, on hostile and on mutated files, and count what happens.
+"""Run csrc/run.c, built with sanitizers, on invalid and mutated files, and count the outcomes.
 
     python tools/fuzz_run.py --cases 500 --seed 1
 
-First a table of known lies, then random mutations of small valid checkpoints and vocabularies, with
-random flags. `fuzzing.py` says which ends are good.
+First a table of invalid files, then random mutations of small valid checkpoints and vocabularies,
+with random flags. `fuzzing.py` defines the good outcomes.
 """
 
 import random
@@ -24,19 +24,19 @@ GROUP = 4
 def checkpoint(
     version: int, shared: bool, rng: np.random.Generator, shape: tuple[int, ...]
 ) -> bytes:
-    """A random checkpoint of the given layout; shape as in FIELDS. In v2 a group is 4 values."""
+    """A random checkpoint of the given layout; shape as in FIELDS, group size 4 in v2."""
     C, F, L, NH, NKV, V, S = shape
     KV = C // NH * NKV
-    sizes = {
-        "embedding": V * C, "attention_norm": L * C, "wq": L * C * C, "wk": L * KV * C,
-        "wv": L * KV * C, "wo": L * C * C, "ffn_norm": L * C, "w1": L * F * C, "w2": L * C * F,
-        "w3": L * F * C, "final_norm": C, "rope": S * (C // NH), "classifier": V * C,
-    }  # fmt: skip
-    order = list(sizes)
+    sizes = {"embedding": V * C, "final_norm": C, "rope": S * (C // NH), "classifier": V * C}
+    sizes |= dict.fromkeys(("attention_norm", "ffn_norm"), L * C)
+    sizes |= dict.fromkeys(("wq", "wo"), L * C * C) | dict.fromkeys(("wk", "wv"), L * KV * C)
+    sizes |= dict.fromkeys(("w1", "w2", "w3"), L * F * C)
+    order = """embedding attention_norm wq wk wv wo ffn_norm w1 w2 w3
+        final_norm rope classifier""".split()
     head = struct.pack("<7i", C, F, L, NH, NKV, V if shared else -V, S)
     if version in (1, 2):
-        order = ["attention_norm", "ffn_norm", "final_norm", "embedding", "wq", "wk", "wv", "wo",
-                 "w1", "w2", "w3", "classifier"]  # fmt: skip
+        order = """attention_norm ffn_norm final_norm embedding wq wk wv wo
+            w1 w2 w3 classifier""".split()
         head = struct.pack("<Ii7iB", MAGIC, version, *shape, shared)
         head += struct.pack("<i", GROUP) if version == 2 else b""
         head = head.ljust(256, b"\0")
@@ -68,12 +68,13 @@ def vocabulary(V: int) -> bytes:
     return struct.pack("<i", 6) + b"".join(records)
 
 
-# ---- the table of lies ----------------------------------------------------------------------
+# ---- the table of invalid files --------------------------------------------------------------
 
 
-def lies(v0: bytes, v1: bytes, v2: bytes, tok: bytes) -> dict[str, tuple[bytes, bytes, bool]]:
-    """name -> model bytes, vocabulary bytes, whether a refusal is due."""
+def invalid(v0: bytes, v1: bytes, v2: bytes, tok: bytes) -> dict[str, tuple[bytes, bytes, bool]]:
+    """name -> model bytes, vocabulary bytes, whether they must be refused."""
     nan = np.full((len(v0) - 28) // 4, np.nan, "<f4").tobytes()
+    huge = struct.pack("<7i", 2**31 - 2, *[2**31 - 1] * 2, 1, 1, *[2**31 - 1] * 2)
     end = len(tok)
     table = {
         "valid v0": (v0, tok, False),
@@ -108,8 +109,7 @@ def lies(v0: bytes, v1: bytes, v2: bytes, tok: bytes) -> dict[str, tuple[bytes, 
         "too many kv heads": (put(v0, 16, 4), tok, True),
         "shared flag 7": (v1[:36] + b"\7" + v1[37:], tok, True),
         "all NaN": (v0[:28] + nan, tok, True),
-        "past 2^64": (struct.pack("<7i", 2**31 - 2, *[2**31 - 1] * 2, 1, 1, *[2**31 - 1] * 2)
-                      + v0[28:], tok, True),
+        "past 2^64": (huge + v0[28:], tok, True),
         "empty vocabulary": (v0, b"", True),
         "vocabulary of three bytes": (v0, tok[:3], True),
         "vocabulary without records": (v0, tok[:4], True),
@@ -122,14 +122,14 @@ def lies(v0: bytes, v1: bytes, v2: bytes, tok: bytes) -> dict[str, tuple[bytes, 
         "max_token_length 0": (v0, put(tok, 0, 0), False),
         "max_token_length -1": (v0, put(tok, 0, -1), False),
         "html": (b"<!DOCTYPE html>" + bytes(300), tok, True),
-    }  # fmt: skip
+    }
     for size in (0, -1, -(2**31), 2**31 - 1, 1, 2, 3, 16):
         table[f"group_size {size}"] = (v2[:37] + struct.pack("<i", size) + v2[41:], tok, True)
     for start, model, layout in ((0, v0, "v0"), (8, v1, "v1"), (8, v2, "v2")):
         for i, field in enumerate(FIELDS):
             for value in (0, -(2**31), 2**31 - 1):
-                # A large context is no lie: v1 and v2 have nothing that grows with it, and in v0
-                # only the dead tables are missing.
+                # A large context is valid: nothing in v1 and v2 grows with it, and in v0 only the
+                # unused RoPE tables are missing.
                 due = not (field == "seq_len" and value > 0)
                 table[f"{layout} {field} = {value}"] = (put(model, start + 4 * i, value), tok, due)
     return table
@@ -139,18 +139,18 @@ def lies(v0: bytes, v1: bytes, v2: bytes, tok: bytes) -> dict[str, tuple[bytes, 
 
 
 def context(model: bytes) -> int:
-    """The seq_len that the program will read, 0 if there is none."""
+    """The seq_len that the program reads; 0 if the file is too short."""
     at = 32 if model[:4] == struct.pack("<I", MAGIC) else 24
     return struct.unpack_from("<i", model, at)[0] if len(model) >= at + 4 else 0
 
 
 def random_flags(rng: random.Random, model: bytes) -> list[str | bytes]:
-    """Flags that end soon: -n 0 means the whole context, so only where that is short."""
+    """Flags with few steps: -n 0 means the whole context, so only where that is short."""
     steps = ["1", "2", "7", "12", "16", "3.9", "4x"]
     if context(model) <= 64:
         steps += ["0", "-5", "none", "4294967296", "99999999999999999999"]
-    prompts = [b"", b" ", b"abc", b"a ab abc cab", b"\xc3\xa9\xf0\x9f\x90\x89", b"\x80" * 9,
-               b"\xff\xfe hello", b"<s></s><0x0A>", b"ab" * 50, b"abc " * 700]  # fmt: skip
+    prompts = [b"", b" ", b"abc", b"a ab abc cab", b"ab" * 50, b"abc " * 700, b"<s></s><0x0A>"]
+    prompts += [b"\xc3\xa9\xf0\x9f\x90\x89", b"\x80" * 9, b"\xff\xfe hello"]
     flags: list[str | bytes] = ["-n", rng.choice(steps)]
     if rng.random() < 0.7:
         odd = ["0", "1", "0.5", "100", "1e-40", "1e300", "inf", "-inf", "nan", "x", "0x1p-3", "-0"]
@@ -189,11 +189,11 @@ def main() -> int:
     models.append(checkpoint(2, True, draw, (16, 6, 1, 2, 2, 270, 20)))  # groups straddle rows
     tok = vocabulary(270)
     tok300 = tok + b"".join(struct.pack("<fi", -i, 2) + b"%02d" % i for i in range(30))
-    # the last piece, " ", shows nothing after BOS: nobody may look behind it
+    # the last piece, " ", prints nothing after BOS: no read after its end
     tok4 = struct.pack("<i", 6) + b"".join(
         struct.pack("<fi", 0, len(p)) + p for p in (b"<unk>", b"\n<s>\n", b"\n</s>\n", b" ")
     )
-    for name, (model, pieces, refused) in lies(models[0], models[2], models[4], tok).items():
+    for name, (model, pieces, refused) in invalid(models[0], models[2], models[4], tok).items():
         wanted = "refusal" if refused else "clean run"
         case(name, model, pieces, ["-n", "5", "-s", "1", "-i", "abc"], wanted)
 

@@ -1,9 +1,9 @@
-"""Run csrc/train_gpt2.c, built with sanitizers, on hostile and on mutated files.
+"""Run csrc/train_gpt2.c, built with sanitizers, on invalid and mutated files.
 
     python tools/fuzz_train_gpt2.py --cases 500 --seed 1
 
-First a table of known lies, then random mutations of a small valid model, tokenizer and shards,
-with random flags. `fuzzing.py` says which ends are good and counts them.
+First a table of invalid files, then random mutations of a small valid model, tokenizer and shards,
+with random flags. `fuzzing.py` defines the good outcomes and counts them.
 """
 
 import random
@@ -23,7 +23,7 @@ EDGES = (0, 1, 2, 3, 7, 255, 2**16, 2**28, 2**31 - 1, -1, -(2**31))
 
 
 def header(*numbers: int) -> bytes:
-    """256 int32 numbers, zero but for the first."""
+    """256 int32 numbers: those given, then zeros."""
     return struct.pack(f"<{len(numbers)}i", *numbers).ljust(1024, b"\0")
 
 
@@ -46,11 +46,11 @@ def shard(n: int, vocab_size: int, rng: np.random.Generator) -> bytes:
     return header(TOKENS, 1, n) + tokens.tobytes()
 
 
-# ---- the table of lies ----------------------------------------------------------------------
+# ---- the table of invalid files --------------------------------------------------------------
 
 
-def lies(good: dict[str, bytes]) -> dict[str, tuple[dict[str, bytes], bool]]:
-    """name -> what stands in the files instead, and whether a refusal is due."""
+def invalid(good: dict[str, bytes]) -> dict[str, tuple[dict[str, bytes], bool]]:
+    """name -> replaced files, and whether they must be refused."""
     table: dict[str, tuple[dict[str, bytes], bool]] = {"valid": ({}, False)}
     for path, content in good.items():
         for n in (0, 3, 4, 1023, 1024, len(content) - 1):
@@ -81,7 +81,7 @@ def lies(good: dict[str, bytes]) -> dict[str, tuple[dict[str, bytes], bool]]:
 
 
 def random_flags(rng: random.Random) -> list[str | bytes]:
-    """Flags that end soon."""
+    """Flags with few steps."""
     flags: list[str | bytes] = ["-x", rng.choice(["0", "1", "3", "22"])]
     for flag, values in (
         ("-b", ["1", "2", "3", "5", "0", "2147483647", "x"]),
@@ -111,7 +111,7 @@ def main() -> int:
     }
     named: list[str | bytes] = [part for pair in FILES.items() for part in pair]
     shape: list[str | bytes] = ["-b", "2", "-t", "6"]
-    for name, (changed, refused) in lies(good).items():
+    for name, (changed, refused) in invalid(good).items():
         wanted = "refusal" if refused else "clean run"
         fuzzer.case(name, good | changed, [*named, *shape, "-x", "21"], wanted)
 

@@ -1,4 +1,4 @@
-"""What the fuzzers share: a build with sanitizers, mutations of files, and how a run may end.
+"""Shared code of the fuzzers: a build with sanitizers, mutations of files, outcomes of runs.
 
 A good outcome is a clean run (exit code 0) or a refusal (exit code 1 and a line on stderr). A
 sanitizer report, a signal, a timeout or anything else is a failure: its files are kept, its
@@ -19,10 +19,9 @@ from pathlib import Path
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
-BOUNDARY = (
-    0, 1, 2, 3, 4, 5, 7, 8, 16, 63, 64, 127, 255, 256, 269, 270, 271, 65535, 65536,
-    2**24, 2**28, 2**29, 2**30, 2**31 - 2, 2**31 - 1, -1, -2, -8, -270, -(2**31), -(2**31) + 1,
-)  # fmt: skip
+SMALL = "0 1 2 3 4 5 7 8 16 63 64 127 255 256 269 270 271 65535 65536 -1 -2 -8 -270"
+POWERS = (2**24, 2**28, 2**29, 2**30, 2**31 - 2, 2**31 - 1, -(2**31), -(2**31) + 1)
+BOUNDARY = (*map(int, SMALL.split()), *POWERS)
 GOOD = ("clean run", "refusal")
 
 
@@ -56,7 +55,7 @@ def mutate(content: bytes, rng: random.Random, header: int) -> bytes:
 
 
 def outcome(command: list[str | bytes], stdin: bytes, timeout: float, cwd: Path) -> tuple[str, str]:
-    """What kind of end the command came to, and its stderr."""
+    """The kind of outcome of a command, and its stderr."""
     environment = {
         **os.environ,
         "ASAN_OPTIONS": "allocator_may_return_null=1:exitcode=99",
@@ -72,7 +71,7 @@ def outcome(command: list[str | bytes], stdin: bytes, timeout: float, cwd: Path)
     lines = message.splitlines()
     speaks = (f"{Path(os.fsdecode(command[0])).name}: error: ", "usage: ")
     refused = any(line.startswith(speaks) for line in lines)
-    # a refusal leaves its memory to exit(); a run that ends well must give all of it back
+    # a refusal leaves its memory to exit(); a clean run must free all of it
     if refused and "ERROR: LeakSanitizer" in message:
         kind = "refusal"
     elif "Sanitizer: " in message or "runtime error: " in message:
@@ -92,10 +91,10 @@ def options_of(about: str) -> argparse.Namespace:
     """The command line of a fuzzer."""
     parser = argparse.ArgumentParser(description=about.partition("\n")[0])
     parser.add_argument("--cases", type=int, default=500, help="mutated inputs (default 500)")
-    parser.add_argument("--seed", type=int, default=1, help="of the mutations (default 1)")
-    parser.add_argument("--timeout", type=float, default=20.0, help="seconds a run (default 20)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the mutations (default 1)")
+    parser.add_argument("--timeout", type=float, default=20.0, help="seconds per run (default 20)")
     parser.add_argument(
-        "--optimize", default="1", help="-O level (default 1; 0 also sees reads nobody uses)"
+        "--optimize", default="1", help="-O level (default 1; 0 also detects unused reads)"
     )
     parser.add_argument("--flags", default="", help="more compiler flags, as one argument")
     parser.add_argument("--cc", default="cc", help="compiler (default cc)")
@@ -103,7 +102,7 @@ def options_of(about: str) -> argparse.Namespace:
 
 
 class Fuzzer:
-    """A program of csrc, built with sanitizers, a folder to run it in, and a count of the ends."""
+    """A program of csrc built with sanitizers, a folder to run it in, and counts of outcomes."""
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         if shutil.which(options.cc) is None:
@@ -126,7 +125,7 @@ class Fuzzer:
         wanted: str,
         stdin: bytes = b"",
     ) -> None:
-        """Run one input; keep it if it came to an end that is not good or not the wanted one."""
+        """Run one input; keep it if the outcome is bad or not the wanted one."""
         for path, content in files.items():
             (self.folder / path).write_bytes(content)
         command = [str(self.program), *arguments]
@@ -145,12 +144,12 @@ class Fuzzer:
         print("".join(f"  | {line}\n" for line in message.splitlines()[:12]))
 
     def report(self) -> int:
-        """The line at the end, and the exit code."""
-        lies = sum(self.counts.values()) - self.options.cases
-        ends = ("clean run", "refusal", "sanitizer report", "signal", "timeout", "other")
+        """Print the summary line; the exit code."""
+        invalid = sum(self.counts.values()) - self.options.cases
+        outcomes = ("clean run", "refusal", "sanitizer report", "signal", "timeout", "other")
         print(
-            f"{lies} lies and {self.options.cases} mutations (seed {self.options.seed}): "
-            + ", ".join(f"{end}: {self.counts[end]}" for end in ends)
+            f"table of {invalid} and {self.options.cases} mutations (seed {self.options.seed}): "
+            + ", ".join(f"{outcome}: {self.counts[outcome]}" for outcome in outcomes)
             + f"; failures: {self.failures}"
         )
         if self.failures == 0:

@@ -1,13 +1,13 @@
-"""Kill training runs (SIGKILL) at random moments, and see that nothing is ever lost.
+"""Kill training runs (SIGKILL) at random moments and check that nothing is lost.
 
     python tools/kill_train.py --kills 50
 
-A small model is trained once without interruption. Then it is trained again and again, killed and
-resumed until it is done, with a checkpoint after every step so that most kills meet a write. After
-every kill each checkpoint in the folder must be whole, and there must be no fewer than before; at
-the end checkpoint and model must be those of the first run, byte for byte.
+A small model is trained once without interruption, then repeatedly killed and resumed until it is
+finished, with a checkpoint after every step so that most kills interrupt a write. After every kill
+each checkpoint in the folder must be complete, and none may be lost; at the end checkpoint and
+model must equal those of the uninterrupted run, byte for byte.
 
-Exit code 0 if so.
+Exit code 0 if they do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyllm2.formats.tokens import write_shard
+from pyllm2.formats.llmc_tokens import write_shard
 from pyllm2.gpt2.initial import descriptor
 from pyllm2.training.checkpoint import CheckpointFile
 from pyllm2.training.folder import checkpoints
@@ -32,14 +32,14 @@ from pyllm2.training.folder import checkpoints
 STEPS = 40
 MODEL = "layers=1,heads=2,channels=16,vocab=50,context=16"
 PARAMETERS = descriptor(MODEL).parameters()
-FLAGS = [
-    "--init", MODEL, "--batch", "2", "--context", "8", "--steps", str(STEPS), "--save-every", "1",
-    "--val-every", "10", "--val-batches", "1", "--backend", "numpy", "--threads", "1",
-]  # fmt: skip
+FLAGS = (
+    f"--init {MODEL} --batch 2 --context 8 --steps {STEPS} --save-every 1 "
+    "--val-every 10 --val-batches 1 --backend numpy --threads 1"
+).split()
 
 
 def prepare(folder: Path) -> list[str]:
-    """Shards in the folder, and the flags that name them."""
+    """Write shards to the folder; returns the flags of a run on them."""
     rng = np.random.default_rng(1)
     for name, n in (("train", 900), ("val", 200)):
         write_shard(folder / f"{name}.bin", rng.integers(0, 50, n).astype(np.int32))
@@ -47,7 +47,7 @@ def prepare(folder: Path) -> list[str]:
 
 
 def start(flags: list[str], out: Path) -> subprocess.Popen[bytes]:
-    """Train into `out`, or go on if there is something to go on from."""
+    """Start a run into `out`, resuming if it has a checkpoint."""
     resume = ["--resume"] if checkpoints_in(out) else []
     command = [sys.executable, "-m", "pyllm2", "train", "gpt2", *flags, "--out", str(out), *resume]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -58,7 +58,7 @@ def checkpoints_in(out: Path) -> list[tuple[int, str]]:
 
 
 def finish(flags: list[str], out: Path) -> None:
-    """One run to its end. Raises RuntimeError with what it said if it fails."""
+    """Run to the end. Raises RuntimeError with its stderr if it fails."""
     process = start(flags, out)
     _, said = process.communicate()
     if process.returncode:
@@ -66,9 +66,9 @@ def finish(flags: list[str], out: Path) -> None:
 
 
 def kill_once(flags: list[str], out: Path, wait: float) -> bool:
-    """Kill a run `wait` seconds after its first step; False if it was done before that.
+    """Kill a run `wait` seconds after its first step; False if it ended earlier.
 
-    Raises RuntimeError if the run fails by itself, or leaves what cannot be read.
+    Raises RuntimeError if the run fails by itself or leaves a damaged checkpoint.
     """
     before = [step for step, _ in checkpoints_in(out)]
     process = start(flags, out)
@@ -97,14 +97,14 @@ def compare(out: Path, reference: Path) -> None:
     """Raises RuntimeError unless both folders end with the same bytes and nothing else."""
     for name in (f"step_{STEPS:08d}.safetensors", "model.bin"):
         if (out / name).read_bytes() != (reference / name).read_bytes():
-            raise RuntimeError(f"{name} is another than that of the uninterrupted run")
+            raise RuntimeError(f"{name} differs from the uninterrupted run's")
     names = {p.name for p in out.iterdir()}
     if names != {p.name for p in reference.iterdir()}:
         raise RuntimeError(f"left over: {sorted(names)}")
 
 
 def kill_often(kills: int, seed: int, folder: Path) -> tuple[int, int]:
-    """How many kills there were, in how many runs that all ended well."""
+    """Number of kills, and of runs that finished with the right result."""
     rng = random.Random(seed)
     flags = prepare(folder)
     reference, out = folder / "reference", folder / "out"

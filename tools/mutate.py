@@ -1,388 +1,413 @@
 """Plant bugs, one at a time, and see which ones the tests catch.
 
-    python tools/mutate.py                       every bug; property tests only
-    python tools/mutate.py --golden              what they miss, may the golden tests catch?
-    python tools/mutate.py --area c              one area (may be given again)
-    python tools/mutate.py --only epsilon        bugs with this in their name (likewise)
-    python tools/mutate.py --list                what there is to plant
+    python tools/mutate.py                          every area
+    python tools/mutate.py --area numba --only rope
+    python tools/mutate.py --list                   what there is to plant
+    python tools/mutate.py --share 1/4 --json OUT   a part; verdicts are appended to OUT
+    python tools/mutate.py --report OUT...          one table from the parts
 
-A bug is data: `tools/mutants/AREA.toml` gives a file, a text in it, what to put there instead and
-a name for what is then wrong. A new area is a new file; the fields are those of `Area` and
-`Mutant` below. Bugs change behaviour: what no caller can observe does not belong there.
+Most bugs come from `operators.py`, sampled function by function; where no operator reaches,
+people wrote some in `tools/mutants/*.toml`. `tools/mutants/equivalent.toml` lists, each with its
+reason, the bugs that no caller can observe: they are counted, and not run.
 
-Nothing here touches the checkout. Each worker has a copy of it in a temporary folder, and the
-tests run in that copy with golden files out of sight. A bug counts as
+A bug is tried in a fork of this process, which has NumPy, hypothesis, pytest and Numba loaded, on
+a copy of the repository. First come the properties of the ops that the changed function serves,
+found by its name in the tables of `pyllm2.testing`; then the tests of its area, which `AREAS`
+finds by pattern. Golden files are out of sight. A bug counts as
 
-    killed      a test fails, the tests crash, or they take far longer than they should
+    killed      a test fails, the process crashes, or it takes far longer than it should
     survived    the tests pass: a property is missing
+    equivalent  listed as such
     invalid     the changed file cannot be imported or compiled: the bug says nothing
 
-Exit code 0 if 95 % are killed and none is invalid, 1 if not, 2 if the tests fail unchanged.
+A test kills only if it passes with nothing planted; one that does not is left out.
+
+Exit code 0 if 95 % are killed (of those that are neither equivalent nor invalid), 1 if not, 2 if
+a test had to be left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
+import json
 import os
-import queue
 import re
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))
+import operators
+from mutant import Mutant, tokens_of
+from mutate_areas import AREAS, Area
+from mutate_run import NO_END, Stage, Workspace, free_folder, op_tables
+
 REPOSITORY = Path(__file__).resolve().parents[1]
-MUTANTS = REPOSITORY / "tools" / "mutants"
-COPIED = ("pyllm2", "csrc", "tests", "tools", "pyproject.toml", "README.md")
-NOT_COPIED = shutil.ignore_patterns("__pycache__", ".*", "*.so")
-
+WRITTEN = REPOSITORY / "tools" / "mutants"
 WANTED = 0.95  # share that must be killed
-MEMORY_KIB = 8 * 2**20  # address space of a test run: a bug may be an endless list
-SECONDS, TIMES = 60, 5  # a run may take a minute, and five times what it takes unchanged, more
 
-# Loaded by pytest in the copy. Shrinking a counterexample is for people; the same examples are
-# tried without it.
-PLUGIN = """
-from pathlib import Path
-import hypothesis
-import pyllm2
 
-def pytest_configure(config):
-    assert Path(pyllm2.__file__).is_relative_to(Path(__file__).parent), pyllm2.__file__
-    phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
-    hypothesis.settings.register_profile("mutate", hypothesis.settings(), phases=phases)
-    hypothesis.settings.load_profile("mutate")
-"""
+# ---- what to plant --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Mutant:
-    """A bug: in `file`, which has `old` `count` times, put `new` for the `nth` of them, or all."""
-
-    area: str
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]  # what to run, in this order, until something fails
-    golden: tuple[str, ...]  # the same, with golden files
-    smoke: str  # Python that must still run: the file can be imported, or compiled
-    select: str = ""  # of those tests, the ones that match this, as for `pytest -k`
-    count: int = 1
-    nth: int | None = None
-
-    def apply(self, text: str) -> str:
-        """The file's text with the bug in it; ValueError if the file is no longer as expected."""
-        pieces = text.split(self.old)
-        found = len(pieces) - 1
-        if found != self.count:
-            where = f"{self.area}: {self.name}: {self.file}"
-            raise ValueError(f"{where} has its old text {found} times, expected {self.count}")
-        if self.nth is None:
-            return self.new.join(pieces)
-        before, after = pieces[: self.nth], pieces[self.nth :]
-        return self.old.join(before) + self.new + self.old.join(after)
-
-
-@dataclass(frozen=True)
-class Area:
-    """`tools/mutants/NAME.toml`: fields that hold for all its bugs unless one has its own."""
+class Bug:
+    """A mutant with a name and the area that it belongs to."""
 
     name: str
-    about: str
-    mutants: tuple[Mutant, ...]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of a bug. `by` is the test that failed, or why the bug is invalid."""
-
+    area: Area
     mutant: Mutant
-    state: str  # killed, golden (killed by golden tests alone), survived, invalid
-    by: str = ""
-    how: str = ""  # failed, crashed, timed out
-    seconds: float = 0.0
+    reason: str = ""  # why no caller can observe it, if so
 
 
-def read_area(path: Path) -> Area:
-    """One file of bugs."""
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
-    shared = ("file", "tests", "golden", "smoke", "select")
-    common = {key: table[key] for key in shared if key in table}
-    mutants = []
-    for row in table["mutant"]:
-        fields = {"golden": [], "smoke": "", **common, **row}
-        for key in ("tests", "golden"):
-            fields[key] = tuple(fields[key])
-        mutants.append(Mutant(area=path.stem, **fields))
-    return Area(path.stem, table["about"], tuple(mutants))
+@functools.cache
+def files_of(area: Area) -> list[str]:
+    """The files of an area, without those of the areas before it."""
+
+    def found(patterns: str) -> set[str]:
+        paths = (path for p in patterns.split() for path in REPOSITORY.glob(p))
+        return {path.relative_to(REPOSITORY).as_posix() for path in paths}
+
+    earlier = AREAS[: AREAS.index(area)]
+    taken = set[str]().union(*(files_of(other) for other in earlier))
+    return sorted(found(area.files) - found(area.but) - taken)
 
 
-def read_areas(folder: Path = MUTANTS) -> list[Area]:
-    """Every file of bugs, by name."""
-    return [read_area(path) for path in sorted(folder.glob("*.toml"))]
+@functools.cache
+def source_of(file: str) -> str:
+    return (REPOSITORY / file).read_text(encoding="utf-8")
+
+
+def short(file: str) -> str:
+    return file.removeprefix("pyllm2/")
+
+
+def long(file: str) -> str:
+    return file if file.startswith("csrc/") else f"pyllm2/{file}"
+
+
+def sampled(area: Area, seed: int) -> list[Bug]:
+    """What the operators find in an area's files, a few per function."""
+    found = []
+    for file in files_of(area):
+        mutants = operators.mutants(file, source_of(file))
+        found += operators.sample(mutants, area.per_function, seed)
+    kept = sorted(found, key=lambda m: operators.rank(m, seed))[: area.most]
+    return [Bug(short(m.name), area, m) for m in found if m in kept]
+
+
+def written() -> tuple[list[Bug], list[str]]:
+    """The bugs of tools/mutants/*.toml, and why others no longer fit their files."""
+    areas = {file: area for area in AREAS for file in files_of(area)}
+    found, stale = [], []
+    for path in sorted(WRITTEN.glob("*.toml")):
+        for row in tomllib.loads(path.read_text(encoding="utf-8")).get("mutant", []):
+            file, _, function = row["function"].partition(":")
+            file, name = long(file), f"{row['function']}: {row['name']}"
+            try:
+                m = operators.planted(file, source_of(file), function, row["old"], row["new"])
+                found.append(Bug(name, areas[file], m))
+            except (OSError, KeyError, ValueError) as error:
+                stale.append(f"{path.name}: {name}: {error}")
+    return found, stale
+
+
+def equivalents() -> dict[tuple[str, str, tuple[str, ...], tuple[str, ...]], str]:
+    """By file, function and the lines before and after, as tokens: why nobody can tell."""
+    found = {}
+    text = (WRITTEN / "equivalent.toml").read_text(encoding="utf-8")
+    for row in tomllib.loads(text).get("equivalent", []):
+        file, _, function = row["function"].partition(":")
+        found[_key(long(file), function, row["line"], row["becomes"])] = row["reason"]
+    return found
+
+
+def _key(file: str, function: str, before: str, after: str) -> Any:
+    lines = (tuple(t.text for t in tokens_of(file, line)) for line in (before, after))
+    return (file, function, *lines)
+
+
+def bugs(seed: int) -> list[Bug]:
+    """Everything there is to plant, area by area, those that people wrote first."""
+    reasons = equivalents()
+    by_hand, _ = written()
+    found = []
+    for area in AREAS:
+        for bug in [*(b for b in by_hand if b.area is area), *sampled(area, seed)]:
+            m = bug.mutant
+            key = _key(m.file, m.function, *m.lines(source_of(m.file)))
+            found.append(Bug(bug.name, area, m, reasons.get(key, "")))
+    return found
+
+
+# ---- what to run ----------------------------------------------------------------------------
+
+
+def package_of(file: str) -> str:
+    """Whose ops and tests a file belongs to: "llama2", "gpt2" or "training"."""
+    if "adamw" in file:
+        return "training"
+    return next((p for p in ("llama2", "gpt2", "training") if p in file), "llama2")
+
+
+def model_of(package: str) -> str:
+    """The table of `pyllm2.testing` with a package's ops."""
+    return "adamw" if package == "training" else package
+
+
+def names_of(bug: Bug) -> list[str]:
+    """What a bug's function is called, and what it is in; or the constant that changes."""
+    if bug.mutant.function:
+        return bug.mutant.function.split(".")[::-1]
+    before, _ = bug.mutant.lines(source_of(bug.mutant.file))
+    return re.findall(r"\w+", before)[:1]
+
+
+def ops_served(bug: Bug, tables: dict[str, list[str]]) -> list[str]:
+    """The ops whose result a function may change: itself, or those that reach it by name."""
+    package = package_of(bug.mutant.file)
+    names = tables[model_of(package)]
+    functions = _functions(bug.area, package)
+
+    def op_of(function: str) -> str | None:
+        last = function.rpartition(".")[2]
+        return next((n for n in names if last == n or last.endswith(f"_{n}")), None)
+
+    own = op_of(bug.mutant.function)
+    if own is not None:
+        return [own]
+    reached, found = {names_of(bug)[0]}, list[str]()
+    for _ in range(4):
+        callers = {f for f, words in functions.items() if words & reached} - reached
+        found += [op for f in sorted(callers) if (op := op_of(f)) is not None]
+        reached |= callers
+    return list(dict.fromkeys(found))[:6]
+
+
+@functools.cache
+def _functions(area: Area, package: str) -> dict[str, frozenset[str]]:
+    """The functions of an area's files, and the words in each."""
+    found = {}
+    for file in files_of(area):
+        if package_of(file) != package:
+            continue
+        for name in {m.function for m in operators.mutants(file, source_of(file))} - {""}:
+            for start, end in operators.spans_of(file, source_of(file), name):
+                words = re.findall(r"\w+", source_of(file)[start:end])
+                found[name.rpartition(".")[2]] = frozenset(words)
+    return found
+
+
+def test_files(bug: Bug, root: Path) -> list[str]:
+    """The tests of a bug's area, those that are closest to its file first."""
+    file = Path(bug.mutant.file)
+    patterns = bug.area.tests.format(package=package_of(bug.mutant.file), stem=file.stem)
+    found = [path for p in patterns.split() for path in sorted(root.glob(p))]
+    names = dict.fromkeys(path.relative_to(root).as_posix() for path in found)
+    unseen = ["golden"]
+    unseen += [] if "numba" in bug.area.backends else ["numba", "tests/fast/"]
+    unseen += [] if "c" in re.split("[,-]", bug.area.backends) else ["tests/csrc/", "test_c."]
+    return [name for name in names if not any(part in name for part in unseen)]
 
 
 # ---- running --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Run:
-    """One call of pytest; golden: the folder of golden files, None to hide them."""
-
-    tests: tuple[str, ...]
-    select: str
-    golden: Path | None = None
-
-
-def runs_of(mutant: Mutant, golden: Path | None) -> dict[str, Run]:
-    """What may kill a bug, in this order, by the state that it is in then."""
-    runs = {"killed": Run(mutant.tests, mutant.select)}
-    if golden is not None and mutant.golden:
-        runs["golden"] = Run(mutant.golden, mutant.select, golden)
-    return runs
-
-
-class Workspace:
-    """A copy of the repository, with nothing planted or one bug, and commands that run in it."""
-
-    def __init__(self, root: Path, source: Path, profile: str) -> None:
-        self.root, self.profile = root, profile
-        root.mkdir()
-        for name in COPIED:
-            if (source / name).is_dir():
-                shutil.copytree(source / name, root / name, ignore=NOT_COPIED)
-            else:
-                shutil.copy(source / name, root / name)
-        (root / "mutate_plugin.py").write_text(PLUGIN)
-
-    def environment(self, golden: Path | None) -> dict[str, str]:
-        """The copy is what is imported; nothing is remembered but compiled C, by its sources."""
-        ours = {
-            "PYTHONPATH": str(self.root),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONHASHSEED": "0",
-            "HYPOTHESIS_PROFILE": self.profile,
-            "HYPOTHESIS_STORAGE_DIRECTORY": str(self.root / ".hypothesis"),
-            "PYLLM2_CACHE": str(self.root.parent / "cache"),
-            "PYLLM2_SHARED": str(golden or self.root / "no-golden-files"),
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-        }
-        unwanted = ("PYLLM2_REQUIRE_SHARED", "PYLLM2_TEST_BACKENDS", "PYTEST_ADDOPTS")
-        return {k: v for k, v in os.environ.items() if k not in unwanted} | ours
-
-    def python(
-        self, *arguments: str, golden: Path | None = None, seconds: float = 600
-    ) -> tuple[int | None, str]:
-        """Exit code (None: it took too long) and what was printed."""
-        limited = f'ulimit -v {MEMORY_KIB}; exec "$@"'
-        process = subprocess.Popen(
-            ["sh", "-c", limited, "sh", sys.executable, *arguments],
-            cwd=self.root,
-            env=self.environment(golden),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # so that what a test started ends with it
-        )
-        try:
-            output, _ = process.communicate(timeout=seconds)
-            return process.returncode, output
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            return None, ""
-
-    def pytest(self, run: Run, seconds: float = 3600) -> tuple[int | None, str]:
-        options = ["-x", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "mutate_plugin"]
-        options += ["-k", run.select] if run.select else []
-        return self.python("-m", "pytest", *options, *run.tests, golden=run.golden, seconds=seconds)
-
-    def smoke(self, mutant: Mutant) -> str:
-        """Why the changed file cannot be imported or compiled; empty if it can."""
-        code = f"import pyllm2; assert pyllm2.__file__.startswith({str(self.root)!r})\n"
-        if mutant.file.startswith("pyllm2/"):
-            module = mutant.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-            code += f"import {module}\n"
-        status, output = self.python("-c", code + mutant.smoke)
-        return "" if status == 0 else (output.strip().splitlines() or ["no reason given"])[-1]
+def stages_of(bug: Bug, tables: dict[str, list[str]], root: Path = REPOSITORY) -> list[Stage]:
+    """What may kill a bug, in this order."""
+    area, package = bug.area, package_of(bug.mutant.file)
+    names = tuple(ops_served(bug, tables)) if area.backend else ()
+    names_around = [name for name in names_of(bug) if not name.startswith("__")]
+    words = tuple(name.strip("_") for name in (*names_around, Path(bug.mutant.file).stem))
+    tests = Stage(
+        "pytest",
+        tuple(test_files(bug, root)),
+        package,
+        model_of(package),
+        area.backends,
+        area.seconds,
+        words=words,
+    )
+    first = replace(tests, seconds=30, interpreted=area.interpreted)
+    if names:
+        return [replace(first, kind="property", what=names, backend=area.backend), tests]
+    return [first, tests] if area.interpreted else [tests]
 
 
-def judge(
-    space: Workspace, mutant: Mutant, usual: dict[Run, float], golden: Path | None
-) -> Verdict:
-    """Plant a bug, run its tests, take it out again. `usual`: seconds that they take unchanged."""
-    file = space.root / mutant.file
-    original = file.read_text(encoding="utf-8")
+def judge(space: Workspace, bug: Bug, tables: dict[str, list[str]]) -> dict[str, Any]:
+    """Plant a bug, run its stages until one kills it, take it out again."""
     began = time.monotonic()
-
-    def verdict(state: str, by: str = "", how: str = "") -> Verdict:
-        return Verdict(mutant, state, by, how, time.monotonic() - began)
-
-    file.write_text(mutant.apply(original), encoding="utf-8")
-    try:
-        reason = space.smoke(mutant)
-        if reason:
-            return verdict("invalid", reason)
-        for state, run in runs_of(mutant, golden).items():
-            status, output = space.pytest(run, SECONDS + TIMES * usual[run])
-            if status is None:
-                return verdict(state, how="timed out")
-            if status < 0 or status > 128:  # a signal, or what sh makes of one
-                return verdict(state, how="crashed")
-            if status == 1:
-                failed = re.search(r"^(?:FAILED|ERROR) (.*)$", output, re.MULTILINE)
-                return verdict(state, failed[1] if failed else "", "failed")
-            if status != 0:  # pytest itself: nothing collected, or a file of tests not importable
-                return verdict("invalid", f"pytest exits {status}: {output.strip()[-300:]}")
-        return verdict("survived")
-    finally:
-        file.write_text(original, encoding="utf-8")
-
-
-def run_all(
-    mutants: Sequence[Mutant], jobs: int, profile: str, golden: Path | None
-) -> list[Verdict] | None:
-    """A verdict a bug, in order; None if the tests fail with nothing planted."""
-    with tempfile.TemporaryDirectory(prefix="pyllm2-mutate-") as folder:
-        pristine = Workspace(Path(folder) / "pristine", REPOSITORY, profile)
-        spaces: queue.Queue[Workspace] = queue.Queue()
-        for n in range(jobs):
-            spaces.put(Workspace(Path(folder) / f"copy{n}", pristine.root, profile))
-
-        def in_a_space(work: Callable[[Workspace], Any]) -> Any:
-            space = spaces.get()
-            try:
-                return work(space)
-            finally:
-                spaces.put(space)
-
-        def unchanged(run: Run) -> tuple[float, int | None, str]:
-            began = time.monotonic()
-            status, output = in_a_space(lambda space: space.pytest(run))
-            return time.monotonic() - began, status, output
-
-        def one(mutant: Mutant) -> Verdict:
-            verdict: Verdict = in_a_space(lambda space: judge(space, mutant, usual, golden))
-            note = verdict.how if verdict.how != "failed" else ""
-            say(f"{verdict.state:9}{verdict.seconds:5.0f} s  {mutant.area}: {mutant.name}", note)
-            return verdict
-
-        runs = list(dict.fromkeys(r for m in mutants for r in runs_of(m, golden).values()))
-        usual: dict[Run, float] = {}
-        with ThreadPoolExecutor(jobs) as pool:
-            for run, (seconds, status, output) in zip(runs, pool.map(unchanged, runs), strict=True):
-                if status != 0:
-                    say(f"these tests fail with nothing planted: {' '.join(run.tests)}\n{output}")
-                    return None
-                say(f"unchanged{seconds:5.0f} s  {' '.join(run.tests)}")
-                usual[run] = seconds
-            return list(pool.map(one, mutants))
+    state, by = ("equivalent", bug.reason) if bug.reason else ("survived", "")
+    for stage in [] if bug.reason else stages_of(bug, tables, space.root):
+        while True:
+            failing = _failing[stage.interpreted]
+            stage = replace(stage, without=tuple(failing))
+            with space.planted(bug.mutant):
+                state, by = space.run(stage)
+            if by.endswith(NO_END) and not _ends_soon(space, stage, by):
+                with space.planted(bug.mutant):
+                    state, by = space.run(replace(stage, seconds=4 * stage.seconds))
+            if state != "killed" or _holds(space, stage, by):
+                break
+            state = "survived"
+            failing.append(_test(by))
+            if "::" not in by:
+                break
+        if state != "survived":
+            break
+    by += " (interpreted)" if state == "killed" and stage.interpreted else ""
+    before, after = bug.mutant.lines(source_of(bug.mutant.file))
+    seconds = round(time.monotonic() - began, 2)
+    found = {"name": bug.name, "area": bug.area.name, "state": state, "by": by}
+    return {**found, "before": before, "after": after, "seconds": seconds}
 
 
-def say(*words: str) -> None:
-    print(*(word for word in words if word), file=sys.stderr, flush=True)
+# Tests that fail with nothing planted say nothing. Interpreted, that is no wonder.
+_failing: dict[bool, list[str]] = {False: [], True: []}
+_holding = set[Stage]()
+
+
+def _test(by: str) -> str:
+    """A verdict's test, without how it ended."""
+    return re.sub(r" \([\w ]+\)$", "", by)
+
+
+def _holds(space: Workspace, stage: Stage, by: str) -> bool:
+    """Whether what killed a bug passes with nothing planted; tried once for each."""
+    if stage.kind == "pytest" and "::" in by:
+        stage = replace(stage, what=(_test(by),), words=(), without=())
+    if stage not in _holding and space.run(stage)[0] == "survived":
+        _holding.add(stage)
+    return stage in _holding
+
+
+def _ends_soon(space: Workspace, stage: Stage, by: str) -> bool:
+    """Whether a test that did not end takes, with nothing planted, a quarter of its time at most.
+
+    If not, it may be the machine that is slow, and the verdict needs more patience.
+    """
+    return _holds(space, replace(stage, seconds=max(1, stage.seconds // 4)), by)
+
+
+def run_all(chosen: Sequence[Bug]) -> Iterator[dict[str, Any]]:
+    """A verdict per bug, in order."""
+    for module in ("hypothesis.extra.numpy", "pytest", "numba"):  # each fork has them loaded
+        importlib.import_module(module)
+    tables = op_tables()
+    with free_folder() as folder:
+        space = Workspace(folder / "copy")
+        for bug in chosen:
+            verdict = judge(space, bug, tables)
+            print(
+                f"{verdict['state']:10} {verdict['seconds']:6.2f} s  {bug.area.name}: {bug.name}"
+                f"  ({verdict['by']})",
+                file=sys.stderr,
+                flush=True,
+            )
+            yield verdict
 
 
 # ---- reporting ------------------------------------------------------------------------------
 
-
-def share(killed: int, total: int) -> str:
-    return f"{100 * killed / total:.1f} %" if total else "-"
+STATES = ("killed", "survived", "equivalent", "invalid")
 
 
-def report(verdicts: Sequence[Verdict], golden: bool, verbose: bool) -> str:
-    """A table by area and a list of what was not killed."""
+def report(verdicts: Iterable[dict[str, Any]]) -> str:
+    """A table by area, and a list of what was not killed. The last verdict on a bug counts."""
     from tabulate import tabulate
 
-    headers = ["area", "bugs", "killed", "share"]
-    headers += ["with golden", "share"] if golden else []
-    headers += ["survived", "invalid", "timed out", "crashed"]
-    areas = list(dict.fromkeys(v.mutant.area for v in verdicts))
+    last = {v["name"]: v for v in verdicts}.values()
     rows = []
-    for area in [*areas, "all"]:
-        ours = [v for v in verdicts if area in (v.mutant.area, "all")]
-        n = Counter(v.state for v in ours)
-        how = Counter(v.how for v in ours)
-        row: list[object] = [area, len(ours), n["killed"], share(n["killed"], len(ours))]
-        if golden:
-            both = n["killed"] + n["golden"]
-            row += [both, share(both, len(ours))]
-        rows.append([*row, n["survived"], n["invalid"], how["timed out"], how["crashed"]])
+    for area in [*(a.name for a in AREAS), "all"]:
+        ours = [v for v in last if area in (v["area"], "all")]
+        n = Counter(v["state"] for v in ours)
+        if ours:
+            judged = n["killed"] + n["survived"]
+            seconds = sum(v["seconds"] for v in ours)
+            counts = [n[state] for state in STATES]
+            percent = f"{100 * n['killed'] / judged:.1f} %" if judged else "-"
+            rows.append([area, len(ours), *counts, percent, f"{seconds / len(ours):.2f}"])
+    headers = ["area", "planted", *STATES, "share", "seconds each"]
     lines = [tabulate(rows, headers, tablefmt="github", disable_numparse=True)]
-    for state, title in (
-        ("survived", "Survivors"),
-        ("golden", "Killed by golden tests only"),
-        ("invalid", "Invalid"),
-        *([("killed", "Killed")] if verbose else []),
-    ):
-        found = [v for v in verdicts if v.state == state]
-        lines += ["", f"{title}: {len(found)}"] if found else []
-        lines += [
-            f"- {v.mutant.area}: {v.mutant.name}" + (f"  ({v.by or v.how})" if v.by + v.how else "")
-            for v in found
-        ]
+    for state in STATES[1:]:
+        found = [v for v in last if v["state"] == state]
+        lines += ["", f"{state.capitalize()}: {len(found)}"] if found else []
+        for v in found:
+            lines.append(f"- {v['name']}" + (f"  ({v['by']})" if v["by"] else ""))
+            lines += [f"      {v['before']}", f"   -> {v['after']}"]
     return "\n".join(lines)
 
 
-def shared_folder() -> Path:
-    """Where the golden files are, as tests/conftest.py looks for them."""
-    return Path(os.environ.get("PYLLM2_SHARED") or REPOSITORY.parent / "shared").resolve()
+def passed(verdicts: Iterable[dict[str, Any]]) -> int:
+    n = Counter(v["state"] for v in {v["name"]: v for v in verdicts}.values())
+    return 0 if n["killed"] >= WANTED * (n["killed"] + n["survived"]) else 1
+
+
+def part_of(chosen: Sequence[Bug], share: str) -> list[Bug]:
+    """The i-th of n parts, "i/n": together they are everything, each bug once."""
+    i, n = (int(number) for number in share.split("/"))
+    if not 1 <= i <= n:
+        raise ValueError(f"share {share}: expected i/n with 1 <= i <= n")
+    return list(chosen[i - 1 :: n])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    areas = read_areas()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    names = [area.name for area in areas]
+    names = [area.name for area in AREAS]
     parser.add_argument("--area", action="append", choices=names, help="this area only")
     parser.add_argument(
-        "--only", metavar="NAME", action="append", help="bugs with this in their name"
+        "--only", metavar="TEXT", action="append", help="bugs with this in the name"
     )
+    parser.add_argument("--share", metavar="I/N", default="1/1", help="the I-th of N parts")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
     parser.add_argument("--list", action="store_true", help="name the bugs and plant none")
-    parser.add_argument("--jobs", type=int, default=2, help="bugs at a time (default 2)")
-    parser.add_argument("--profile", choices=("quick", "ci"), default="ci", help="default ci")
+    parser.add_argument("--json", metavar="OUT", help="append the verdicts to this file")
     parser.add_argument(
-        "--golden", action=argparse.BooleanOptionalAction, help="then golden tests (default: no)"
+        "--continue", dest="go_on", action="store_true", help="leave out what OUT has a verdict on"
     )
-    parser.add_argument("--verbose", action="store_true", help="name the test that killed each")
+    parser.add_argument("--report", metavar="FILE", nargs="+", help="add up verdicts; plant none")
     options = parser.parse_args(argv)
 
-    mutants = [m for area in areas if area.name in (options.area or names) for m in area.mutants]
-    mutants = [m for m in mutants if any(part in m.name for part in options.only or [""])]
-    if options.list:
-        for m in mutants:
-            print(f"{m.area}: {m.name}  ({m.file})")
-        return 0
-    if not mutants:
-        parser.error(f"no bug has {' or '.join(options.only)} in its name")
-    if options.golden and not (shared_folder() / "golden").is_dir():
-        parser.error(f"no golden files in {shared_folder()}")
+    if options.report:
+        lines = [line for file in options.report for line in Path(file).read_text().splitlines()]
+        verdicts = [json.loads(line) for line in lines]
+        print(report(verdicts))
+        return passed(verdicts)
 
-    began = time.monotonic()
-    verdicts = run_all(
-        mutants, options.jobs, options.profile, shared_folder() if options.golden else None
-    )
-    if verdicts is None:
+    chosen = [b for b in bugs(options.seed) if b.area.name in (options.area or names)]
+    chosen = [b for b in chosen if any(part in b.name for part in options.only or [""])]
+    chosen = part_of(chosen, options.share)
+    if options.go_on and os.path.exists(options.json):
+        judged = {json.loads(line)["name"] for line in Path(options.json).read_text().splitlines()}
+        chosen = [b for b in chosen if b.name not in judged]
+    if not chosen:
+        parser.error("no such bug")
+    if options.list:
+        for bug in chosen:
+            before, after = bug.mutant.lines(source_of(bug.mutant.file))
+            print(f"{bug.area.name}: {bug.name}\n      {before}\n   -> {after}")
+        return 0
+
+    verdicts = []
+    print(*(f"stale: {why}" for why in written()[1]), sep="\n", file=sys.stderr)
+    for verdict in run_all(chosen):
+        verdicts.append(verdict)
+        if options.json:
+            with open(options.json, "a") as out:
+                out.write(json.dumps(verdict) + "\n")
+    print(report(verdicts))
+    if _failing[False]:
+        print("\nLeft out, because they fail with nothing planted:")
+        print("\n".join(f"- {test}" for test in _failing[False]))
         return 2
-    print(report(verdicts, options.golden, options.verbose))
-    n = Counter(v.state for v in verdicts)
-    killed = n["killed"] + n["golden"]
-    minutes, seconds = divmod(round(time.monotonic() - began), 60)
-    print(f"\nkilled {killed} of {len(verdicts)} ({share(killed, len(verdicts))}), "
-          f"profile {options.profile}, {minutes} min {seconds} s")  # fmt: skip
-    return 0 if killed >= WANTED * len(verdicts) and not n["invalid"] else 1
+    return passed(verdicts)
 
 
 if __name__ == "__main__":

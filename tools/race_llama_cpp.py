@@ -1,11 +1,11 @@
-"""Decoding in int8 against llama.cpp's Q8_0, on one model with random weights.
+"""Race int8 decoding against llama.cpp's Q8_0, on one model with random weights.
 
     CMAKE_ARGS=-DGGML_NATIVE=ON pip install -e '.[numba,race]'
     python tools/race_llama_cpp.py --shape 110M --pairs 7
 
-Without a native build the rival runs without the processor's widest vectors. Each engine has a
-process of its own and waits while the other plays. First both read a short text: if their logits
-differ by more than rounding to int8 explains, there is no race.
+Without a native build llama.cpp lacks the processor's widest vectors. Each engine has its own
+process and waits while the other runs. Both first read a short text: if their logits differ by more
+than rounding to int8 explains, the race is cancelled.
 """
 
 from __future__ import annotations
@@ -26,31 +26,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm2 import bench, load
-from pyllm2.export import export, read_float32
-from pyllm2.llama2.random_model import SHAPES
+from pyllm2.llama2.checkpoint import export, load_float32
+from pyllm2.llama2.initial import SHAPES
 
 Array = NDArray[np.float32]
 
-# Of logits, position by position. Measured on these shapes: 0.998 and more. Of wrong models: 0.97
-# without the last layer's attention, 0.83 or less with gate and up swapped or q and k permuted.
-# (Whether the largest logit is the same says little: of random weights it is mostly the input's.)
+# Correlation of logits per position. Measured on these shapes: at least 0.998. Wrong models: 0.97
+# without the last layer's attention, at most 0.83 with gate and up swapped or q and k permuted.
+# (Equal best tokens prove little: with random weights the best token is mostly the input.)
 LEAST_CORRELATION = 0.995
 
 GGUF_NAMES = {
-    "wq": "attn_q", "wk": "attn_k", "wv": "attn_v", "wo": "attn_output", "w1": "ffn_gate",
-    "w2": "ffn_down", "w3": "ffn_up", "attention_norm": "attn_norm", "ffn_norm": "ffn_norm",
-}  # fmt: skip
+    "wq": "attn_q",
+    "wk": "attn_k",
+    "wv": "attn_v",
+    "wo": "attn_output",
+    "w1": "ffn_gate",
+    "w2": "ffn_down",
+    "w3": "ffn_up",
+    "attention_norm": "attn_norm",
+    "ffn_norm": "ffn_norm",
+}
 
 
 def write_gguf(source: Path, target: Path) -> None:
-    """A float32 checkpoint as GGUF: matrices Q8_0 (a float16 scale for 32 numbers), norms float32.
+    """Write a float32 checkpoint as GGUF: matrices Q8_0, norms float32.
 
-    llama.cpp turns neighbours, as llama2.c does, so queries and keys stay as they are. There is no
-    vocabulary, for only ids matter, and no `output`: the embedding is the classifier, too.
+    llama.cpp rotates neighbouring pairs, as llama2.c does, so queries and keys are not permuted.
+    No vocabulary (only ids matter) and no `output` (the embedding is also the classifier).
     """
     from gguf import GGMLQuantizationType, GGUFWriter, quants
 
-    config, tensors, _ = read_float32(source)
+    config, tensors, _ = load_float32(source)
     writer = GGUFWriter(target, "llama")
     writer.add_context_length(config.seq_len)
     writer.add_embedding_length(config.dim)
@@ -103,10 +110,9 @@ class LlamaCpp:
     def __init__(self, path: Path, threads: int) -> None:
         from llama_cpp import Llama
 
-        self.model: Any = Llama(
-            str(path), n_ctx=0, n_threads=threads, n_threads_batch=threads, verbose=False,
-            flash_attn=True,  # measured: its faster way
-        )  # fmt: skip
+        threading = {"n_threads": threads, "n_threads_batch": threads}
+        # flash attention: measured to be faster
+        self.model: Any = Llama(str(path), n_ctx=0, verbose=False, flash_attn=True, **threading)
         self.V = self.model.n_vocab()
 
     def start(self, positions: int) -> None:
@@ -114,13 +120,13 @@ class LlamaCpp:
 
     def feed(self, token: int) -> Array:
         self.model.eval([token])
-        last = self.model._ctx.get_logits()  # a view: the logits are those of the last token only
+        last = self.model._ctx.get_logits()  # a view: logits of the last token only
         address = ctypes.cast(last, ctypes.POINTER(ctypes.c_float))
         return np.ctypeslib.as_array(address, (self.V,))
 
 
 def write_models(shape: str, folder: Path, group_size: int = 32) -> tuple[Path, Path]:
-    """The same random weights twice: llama2.c's v2 for us, GGUF for the rival."""
+    """Write the same random weights twice: as llama2.c's v2 and as GGUF."""
     source, ours, rival = (folder / name for name in ("v0.bin", "v2.bin", "q8_0.gguf"))
     bench.write_random(shape, str(source))
     export(source, ours, "v2", group_size)
@@ -129,7 +135,7 @@ def write_models(shape: str, folder: Path, group_size: int = 32) -> tuple[Path, 
 
 
 def text(V: int, n: int) -> list[int]:
-    """BOS and n - 1 ids from all over the vocabulary."""
+    """BOS and n - 1 ids spread over the vocabulary."""
     return [1] + [3 + i * 7919 % (V - 3) for i in range(n - 1)]
 
 
@@ -140,12 +146,12 @@ def logits(engine: Ours | LlamaCpp, n: int) -> Array:
 
 
 def agreement(a: Array, b: Array) -> float:
-    """The least correlation of two rows."""
+    """The smallest correlation between two rows."""
     return min(float(np.corrcoef(x, y)[0, 1]) for x, y in zip(a, b, strict=True))
 
 
 def decode_seconds(engine: Ours | LlamaCpp, n: int) -> float:
-    """For n steps after two, which may still set things up."""
+    """Seconds for n steps, after two steps of warm-up."""
     ids = text(engine.V, n + 2)
     engine.start(n + 2)
     for token in ids[:2]:
@@ -171,7 +177,7 @@ def _call(function: Any, n: int) -> Any:
 
 
 def process(kind: type[Ours] | type[LlamaCpp], path: Path, threads: int) -> ProcessPoolExecutor:
-    """One, with an engine in it."""
+    """A process with an engine."""
     spawn = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(1, spawn, _open, (kind, path, threads))
 
@@ -179,7 +185,7 @@ def process(kind: type[Ours] | type[LlamaCpp], path: Path, threads: int) -> Proc
 def race(
     ours: ProcessPoolExecutor, rival: ProcessPoolExecutor, n: int, pairs: int
 ) -> list[tuple[float, float]]:
-    """Seconds for n tokens, pair by pair; who begins alternates."""
+    """Seconds for n tokens of each engine, in pairs; the order alternates."""
     found = []
     for pair in range(pairs):
         order = (ours, rival) if pair % 2 == 0 else (rival, ours)
@@ -199,7 +205,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     shapes = [name for name, config in SHAPES.items() if config.hidden_dim % 32 == 0]
     parser.add_argument("--shape", choices=shapes, default="110M")
-    parser.add_argument("--group-size", type=int, default=32, help="ours; Q8_0 has 32")
+    parser.add_argument("--group-size", type=int, default=32, help="of pyllm2; Q8_0 has 32")
+
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)

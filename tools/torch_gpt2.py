@@ -1,4 +1,4 @@
-"""The same GPT-2 and AdamW in PyTorch, to race against: the quickest calls that it has on a CPU."""
+"""GPT-2 and AdamW in PyTorch, with its fastest calls on a CPU: a rival for bench_train."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch.nn import functional as F  # noqa: N812  (its usual name)
 
 from pyllm2.gpt2.config import GPT2Config
-from pyllm2.gpt2.model import MATRICES
-from pyllm2.training.parameters import Parameters
+from pyllm2.gpt2.training import MATRICES
+from pyllm2.parameters import Parameters
 
 
 class TorchTraining:
-    """Weights that begin as `params`, and steps on them."""
+    """Training steps on weights that start as `params`."""
 
     def __init__(self, config: GPT2Config, params: Parameters, threads: int, **adamw: Any) -> None:
         torch.set_num_threads(threads)
@@ -23,12 +23,12 @@ class TorchTraining:
         for tensor in self.params.values():
             tensor.requires_grad_(True)
         decay = adamw.pop("weight_decay")
+        matrices = [p for name, p in self.params.items() if name in MATRICES]
+        others = [p for name, p in self.params.items() if name not in MATRICES]
         groups = [
-            {"params": [p for name, p in self.params.items() if name in MATRICES],
-             "weight_decay": decay},
-            {"params": [p for name, p in self.params.items() if name not in MATRICES],
-             "weight_decay": 0.0},
-        ]  # fmt: skip
+            {"params": matrices, "weight_decay": decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(groups, fused=True, **adamw)
 
     def loss(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -36,7 +36,7 @@ class TorchTraining:
         p, config = self.params, self.config
         (B, T), C = tokens.shape, config.channels
         x = F.embedding(tokens, p["wte"]) + p["wpe"][:T]
-        # One unbind a tensor: indexing it layer by layer would make a full gradient of each.
+        # One unbind per tensor: indexing by layer would give each layer a full-size gradient.
         layers = zip(*(p[n].unbind(0) for n in BLOCK), strict=True)
         for ln1w, ln1b, qkvw, qkvb, projw, projb, ln2w, ln2b, fcw, fcb, fcprojw, fcprojb in layers:
             qkv = F.linear(F.layer_norm(x, (C,), ln1w, ln1b), qkvw, qkvb)
@@ -50,7 +50,7 @@ class TorchTraining:
         return F.cross_entropy(logits[:, : config.vocab_size], targets.reshape(-1))
 
     def step(self, tokens: np.ndarray, targets: np.ndarray) -> float:
-        """One step of training; the loss before it."""
+        """One training step; returns the loss before it."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(torch.from_numpy(tokens), torch.from_numpy(targets))
         loss.backward()
@@ -58,7 +58,4 @@ class TorchTraining:
         return loss.item()
 
 
-BLOCK = (
-    "ln1w", "ln1b", "qkvw", "qkvb", "attprojw", "attprojb",
-    "ln2w", "ln2b", "fcw", "fcb", "fcprojw", "fcprojb",
-)  # fmt: skip
+BLOCK = "ln1w ln1b qkvw qkvb attprojw attprojb ln2w ln2b fcw fcb fcprojw fcprojb".split()

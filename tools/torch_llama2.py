@@ -1,4 +1,4 @@
-"""The same Llama-2 and AdamW in PyTorch, to race against: its quickest calls on a CPU."""
+"""Llama-2 and AdamW in PyTorch, with its fastest calls on a CPU: a rival for bench_train."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.nn import functional as F  # noqa: N812  (its usual name)
 from pyllm2.llama2.config import Llama2Config
 from pyllm2.llama2.ops import EPS, rope_tables
 from pyllm2.llama2.training import MATRICES
-from pyllm2.training.parameters import Parameters
+from pyllm2.parameters import Parameters
 
 
 class TorchTraining:
-    """Weights that begin as `params`, and steps on them."""
+    """Training steps on weights that start as `params`."""
 
     def __init__(
         self, config: Llama2Config, params: Parameters, threads: int, **adamw: Any
@@ -26,12 +26,12 @@ class TorchTraining:
         for tensor in self.params.values():
             tensor.requires_grad_(True)
         decay = adamw.pop("weight_decay")
+        matrices = [p for name, p in self.params.items() if name in MATRICES]
+        others = [p for name, p in self.params.items() if name not in MATRICES]
         groups = [
-            {"params": [p for name, p in self.params.items() if name in MATRICES],
-             "weight_decay": decay},
-            {"params": [p for name, p in self.params.items() if name not in MATRICES],
-             "weight_decay": 0.0},
-        ]  # fmt: skip
+            {"params": matrices, "weight_decay": decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(groups, fused=True, **adamw)
         cos, sin = rope_tables(config.seq_len, config.head_size)
         self.cos, self.sin = torch.from_numpy(cos), torch.from_numpy(sin)
@@ -41,12 +41,12 @@ class TorchTraining:
         p, config = self.params, self.config
         (B, T), C, NH, NKV = tokens.shape, config.dim, config.n_heads, config.n_kv_heads
         x = F.embedding(tokens, p["token_embedding"])
-        # One unbind a tensor: indexing it layer by layer would make a full gradient of each.
+        # One unbind per tensor: indexing by layer would give each layer a full-size gradient.
         layers = zip(*(p[n].unbind(0) for n in BLOCK), strict=True)
         for attention_norm, wq, wk, wv, wo, ffn_norm, w1, w2, w3 in layers:
             y = F.rms_norm(x, (C,), attention_norm, float(EPS))
-            q = self.turned(F.linear(y, wq).view(B, T, NH, -1)).transpose(1, 2)
-            k = self.turned(F.linear(y, wk).view(B, T, NKV, -1)).transpose(1, 2)
+            q = self.rope(F.linear(y, wq).view(B, T, NH, -1)).transpose(1, 2)
+            k = self.rope(F.linear(y, wk).view(B, T, NKV, -1)).transpose(1, 2)
             v = F.linear(y, wv).view(B, T, NKV, -1).transpose(1, 2)
             k, v = (a.repeat_interleave(NH // NKV, dim=1) for a in (k, v))
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -57,15 +57,15 @@ class TorchTraining:
         logits = F.linear(x, p["token_embedding"]).view(B * T, -1)
         return F.cross_entropy(logits, targets.reshape(-1), ignore_index=-1)
 
-    def turned(self, x: torch.Tensor) -> torch.Tensor:
-        """RoPE. x: (B, T, heads, hs)"""
+    def rope(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (B, T, heads, hs)"""
         T = x.shape[1]
         a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
         cos, sin = self.cos[:T, None], self.sin[:T, None]
         return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
 
     def step(self, tokens: np.ndarray, targets: np.ndarray) -> float:
-        """One step of training; the loss before it."""
+        """One training step; returns the loss before it."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(torch.from_numpy(tokens), torch.from_numpy(targets))
         loss.backward()

@@ -1,7 +1,7 @@
-"""The command `pyllm2`: flags to calls, one module a subcommand.
+"""The command `pyllm2`: one module per subcommand, each with its flags and its `main`.
 
-The only place that prints errors and picks exit codes: 0 done, 1 refused or failed, 2 usage,
-70 a bug of ours, 130 and 143 signals, 141 a closed pipe. Text goes to stdout, the rest to stderr.
+Only this module prints errors and chooses exit codes: 0 done, 1 refused or failed, 2 usage, 70 a
+bug in pyllm2, 129, 130 and 143 signals, 141 a closed pipe. Text goes to stdout, the rest to stderr.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
-from pyllm2.cli.arguments import Parser, parser_of
-from pyllm2.cli.output import tell
+from pyllm2.cli import run, signals
+from pyllm2.cli.output import say, tell
+from pyllm2.cli.parser import parser_of
+from pyllm2.cli.threads import set_threads
 from pyllm2.errors import PyLLM2Error, PyLLM2Warning, printable
 
 EXIT_BUG = 70
@@ -31,7 +34,8 @@ def _run(argv: list[str]) -> int:
     warnings.simplefilter("always", PyLLM2Warning)
     _show_notes()
     try:
-        return _dispatch(argv)
+        with signals.handled():
+            return _dispatch(argv)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -42,7 +46,7 @@ def _run(argv: list[str]) -> int:
     except MemoryError:
         tell("pyllm2: error: not enough memory")
         return 1
-    except SystemExit as stop:  # argparse: --help, --version, usage
+    except SystemExit as stop:  # --help, --version, a signal
         return stop.code if isinstance(stop.code, int) else 1
     except Exception:
         traceback.print_exc()
@@ -52,29 +56,24 @@ def _run(argv: list[str]) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     if argv[:1] == ["run"]:
-        # A drop-in for another program: its arguments are not ours to parse.
-        _set_threads(None)
-        from pyllm2.cli import run
-
+        set_threads(None)
         return run.main(argv[1:])
     parser = parser_of()
     options = parser.parse_args(argv)
     if options.command is None:
         parser.print_help()
         return 0
-    _set_threads(getattr(options, "threads", None))
-    from importlib import import_module
-
-    return int(import_module(f"pyllm2.cli.{options.command}").main(options))
+    set_threads(getattr(options, "threads", None))
+    return int(options.main(options))
 
 
 def _show_notes() -> None:
-    """Notes of the package ("compiling …") become lines on stderr."""
+    """Print the log messages of the package ("compiling ...") on stderr."""
     import logging
 
     class ToStderr(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            tell(f"pyllm2: {record.getMessage()}")
+            say(record.getMessage())
 
     logger = logging.getLogger("pyllm2")
     if not any(type(handler).__name__ == "ToStderr" for handler in logger.handlers):
@@ -82,35 +81,25 @@ def _show_notes() -> None:
     logger.setLevel(logging.INFO)
 
 
-def _set_threads(threads: int | None) -> None:
-    """Before NumPy is imported: afterwards its BLAS no longer listens."""
-    # BLAS and OpenMP keep separate threads, and each spins after its work: together they would
-    # take the processors from one another. Both are told to sleep soon.
-    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    if threads is not None:
-        # Numba reads its variable again at every compilation, and refuses one that has changed.
-        numba = [] if "numba" in sys.modules else ["NUMBA"]
-        for library in ["OPENBLAS", "MKL", "OMP", *numba]:
-            os.environ[f"{library}_NUM_THREADS"] = str(threads)
-
-
 def _show_warning(message: Warning | str, *_: object) -> None:
     tell(f"pyllm2: warning: {printable(str(message))}")
 
 
 def _finish(code: int) -> int:
-    """Write what is still buffered, and let go of streams that cannot be written.
+    """Flush the streams, and redirect to /dev/null those that cannot be written.
 
-    Otherwise the interpreter would complain about them on its way out, with exit code 120.
+    Otherwise the interpreter reports them when it exits, with exit code 120.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
-            if stream is not None:
+            if hasattr(stream, "flush"):
                 stream.flush()
+        except ValueError:
+            continue  # it is closed
         except OSError as error:
             null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, stream.fileno())
+            with suppress(OSError):  # no file of the system
+                os.dup2(null, stream.fileno())
             os.close(null)
             if code == 0 and stream is sys.stdout:
                 code = EXIT_CLOSED_PIPE
@@ -120,4 +109,4 @@ def _finish(code: int) -> int:
     return code
 
 
-__all__ = ["Parser", "main"]
+__all__ = ["main"]

@@ -1,28 +1,61 @@
-"""`pyllm2 data prepare`: texts to the token shards that training reads."""
+"""`pyllm2 data prepare`: write text files as token shards for training."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from pyllm2.cli.common import say
-from pyllm2.formats import kinds
-from pyllm2.formats.reader import open_source
-from pyllm2.gpt2.tokenizer import load_tokenizer
-from pyllm2.llama2.tokenizer import from_vocabulary_file
-from pyllm2.training.prepare import prepare
+from pyllm2.cli import flags, numbers
+from pyllm2.cli.output import say
+
+SUMMARY = "convert texts to token shards for training"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    prepare = flags.add_action(
+        flags.add_actions(parser),
+        "prepare",
+        "write the documents of text files as token shards",
+    )
+    flags.add_texts(prepare)
+    prepare.add_argument("--out", required=True, metavar="FOLDER", help="new folder for the shards")
+    prepare.add_argument(
+        "--tokenizer",
+        required=True,
+        metavar="FILE",
+        help="gpt2 (downloaded by tiktoken), bytes (257 ids, for small models), or a file: "
+        f"{flags.TOKENIZER_FILES}",
+    )
+    prepare.add_argument(
+        "--val-tokens",
+        type=numbers.count,
+        default=2**15,
+        metavar="N",
+        help="size of the validation shard, taken from the beginning, in tokens",
+    )
+    prepare.add_argument(
+        "--shard-tokens",
+        type=numbers.positive,
+        default=10**8,
+        metavar="N",
+        help="maximum number of tokens per training shard",
+    )
 
 
 def main(options: argparse.Namespace) -> int:
-    tokenizer = _load_tokenizer(options.tokenizer)
-    total = sum(os.path.getsize(text) for text in options.texts if os.path.isfile(text))
-    with _bar(total) as progress:
+    from pyllm2.formats.text import describe, open_texts
+    from pyllm2.tokenizers import load_tokenizer
+    from pyllm2.training.prepare import prepare
+
+    tokenizer = load_tokenizer(options.tokenizer)
+    with (
+        open_texts(options.texts, options.separator) as texts,
+        _bar(sum(text.nbytes for text in texts)) as progress,
+    ):
         done = prepare(
-            options.texts,
+            texts,
             tokenizer,
             options.out,
             options.val_tokens,
@@ -31,24 +64,15 @@ def main(options: argparse.Namespace) -> int:
         )
     say(
         f"{options.out}: {', '.join(done.files)}: {done.documents} documents, "
-        f"{done.train_tokens} tokens to train on, {done.val_tokens} to validate"
+        f"{done.train_tokens} training tokens, {done.val_tokens} validation tokens; "
+        f"{describe(texts)}"
     )
     return 0
 
 
-def _load_tokenizer(which: str) -> Any:
-    """GPT-2's or Llama-2's: a file is recognised by its content."""
-    if os.path.exists(which):
-        with open_source(which) as source:
-            llama2 = kinds.is_llama2_tokenizer(source.head)
-        if llama2:
-            return from_vocabulary_file(which)[0]
-    return load_tokenizer(which)
-
-
 @contextmanager
 def _bar(total: int) -> Iterator[Callable[[int], object]]:
-    """A bar on a terminal, where tqdm is installed."""
+    """A progress bar in bytes, if tqdm is installed and stderr is a terminal."""
     try:
         from tqdm import tqdm
     except ImportError:

@@ -1,4 +1,4 @@
-"""`pyllm2 export`: a checkpoint in another layout."""
+"""`pyllm2 export`: write a checkpoint in another format of llama2.c."""
 
 from __future__ import annotations
 
@@ -6,9 +6,24 @@ import argparse
 import os
 import warnings
 
-from pyllm2.cli.common import say
-from pyllm2.errors import PyLLM2Warning, UsageError
-from pyllm2.export import export
+from pyllm2.cli import flags
+from pyllm2.cli.output import say
+from pyllm2.cli.outputs import check_output
+from pyllm2.errors import PyLLM2Warning
+
+SUMMARY = "convert a checkpoint to another format of llama2.c"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="IN", help="checkpoint of llama2.c, any version")
+    parser.add_argument("target", metavar="OUT", help="file to write")
+    parser.add_argument(
+        "--format",
+        choices=("v0", "v1", "v2"),
+        required=True,
+        help="version of the format: v0 (float32, the original layout), v1 (float32), v2 (int8)",
+    )
+    flags.add_group_size(parser)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -17,10 +32,10 @@ def main(options: argparse.Namespace) -> int:
 
 
 def convert(options: argparse.Namespace, to: str) -> int:
-    """Write the file and say what it is; the group size, 0 for float32."""
-    both_exist = os.path.exists(options.source) and os.path.exists(options.target)
-    if both_exist and os.path.samefile(options.source, options.target):
-        raise UsageError(f"{options.target}: the output would overwrite the input")
+    """Write the file, print what it is; returns the group size, 0 for float32."""
+    from pyllm2.llama2.checkpoint import export
+
+    check_output(options.target, options.source)
     size, notes = export(
         options.source, options.target, to, options.group_size, options.like_original
     )
@@ -29,5 +44,6 @@ def convert(options: argparse.Namespace, to: str) -> int:
     groups = f", groups of {size}" if size else ""
     if size and size != options.group_size:
         groups += f" ({options.group_size} does not divide the widths)"
-    say(f"{options.target}: {to}{groups}, {os.path.getsize(options.target)} bytes")
+    nbytes = f", {os.path.getsize(options.target)} bytes" if os.path.isfile(options.target) else ""
+    say(f"{options.target}: {to}{groups}{nbytes}")
     return size

@@ -1,59 +1,153 @@
-"""`pyllm2 generate`: continue a prompt, streaming."""
+"""`pyllm2 generate`: continue a prompt; the text is printed as it is made."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
 
-from pyllm2.cli.common import (
-    Clock,
-    argument_bytes,
-    open_model,
-    pick_seed,
-    positions_of,
-    read_bytes,
-    say,
-)
-from pyllm2.cli.output import Output
-from pyllm2.errors import ContextError
-from pyllm2.generate import generate_ids
-from pyllm2.sampling import Sampler
+from pyllm2.cli import flags, numbers
+from pyllm2.cli.inputs import argument_bytes, read_bytes
+from pyllm2.cli.output import Output, say
+from pyllm2.errors import FormatError
+
+if TYPE_CHECKING:
+    from pyllm2.inference.generate import Generation
+
+SUMMARY = "continue a prompt"
+EXAMPLE = """\
+example:
+  pyllm2 generate --prompt 'Once upon a time' --max-new-tokens 100"""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EXAMPLE
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="checkpoint of llama2.c or llm.c (default: the story model that comes with pyllm2)",
+    )
+    flags.add_loading(parser)
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", default="", metavar="TEXT", help="the prompt (default: empty)")
+    prompt.add_argument(
+        "--prompt-file", metavar="FILE", help="read the prompt from FILE (-: standard input)"
+    )
+    prompt.add_argument(
+        "--messages",
+        metavar="FILE",
+        help="JSON messages to reply to, as chat saves them",
+    )
+    parser.add_argument("--chat", action="store_true", help="send the prompt as chat does")
+    flags.add_chat_template(parser)
+    flags.add_stop(parser)
+    flags.add_sampling(parser)
+    parser.add_argument(
+        "--max-new-tokens",
+        type=numbers.count,
+        default=256,
+        metavar="N",
+        help="maximum number of new tokens",
+    )
+    parser.add_argument(
+        "--ignore-eos", action="store_true", help="do not stop at the end-of-text token"
+    )
+    parser.add_argument("--no-echo", action="store_true", help="do not print the prompt")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one object: ids, text, logprobs, timings",
+    )
 
 
 def main(options: argparse.Namespace) -> int:
+    from pyllm2.cli.loading import open_model, pick_seed
+    from pyllm2.cli.speed import report_speed, warm_up
+
     output = Output()
     model = open_model(options)
     if options.prompt_file is not None:
         prompt = read_bytes(options.prompt_file)
     else:
         prompt = argument_bytes(options.prompt)
-    tokenizer = model.tokenizer
-    ids = tokenizer.encode_prompt(prompt)
+    messages = _messages(options, prompt)
+    start: bytes | list[int] = prompt
+    if messages is not None:
+        from pyllm2.cli.chat import template_of
+        from pyllm2.inference.chat import chat_ids
 
-    S = positions_of(options, model)
-    if len(ids) > S:
-        raise ContextError(f"prompt is {len(ids)} tokens, context is {S}")
-    session = model.start(min(S, len(ids) + options.max_new_tokens))
-    seed = pick_seed(options)
-    sampler = Sampler(options.temperature, options.top_p, seed)
-    stop = tokenizer.stop
+        start = chat_ids(model, messages, template_of(model, options.chat_template))
+    stop: list[int | bytes] = list(model.tokenizer.stop)
     if options.ignore_eos:
-        stop = tuple(i for i in stop if i != tokenizer.end)
+        stop = [i for i in stop if i != model.tokenizer.end] or [-1]  # no id at all
+    stop_texts = [argument_bytes(text) for text in options.stop]
+    seed = pick_seed(options)
+    tokens = model.generate(
+        start,
+        options.max_new_tokens,
+        options.temperature,
+        options.top_p,
+        seed,
+        [*stop, *stop_texts],
+        options.context,
+        logprobs=options.json,
+    )
+    warm_up(model)
 
-    clock = Clock(session, len(ids))
-    tokens = generate_ids(session, ids, sampler, options.max_new_tokens, stop)
+    if options.json:
+        output.write(json.dumps(_result(tokens, seed)).encode() + b"\n", end=True)
+        return 0
     first = list(islice(tokens, 1))  # before the echo: a model that is refused prints nothing
-    if not options.no_echo:
+    if not options.no_echo and messages is None:
         output.write(prompt)
-    last = ids[-1]
     try:
         for token in chain(first, tokens):
-            clock.tick()
-            output.write(tokenizer.decode_one(token, at_start=last == tokenizer.begin))
-            last = token
+            output.write(token.bytes)
     finally:
         output.write(b"\n", end=True)
-    if session.room == 0 and clock.tokens < options.max_new_tokens:
-        say(f"the context of {S} tokens is full: stopped after {clock.tokens} new tokens")
-    clock.report(seed)
+    if tokens.session.room == 0 and tokens.new_tokens < options.max_new_tokens:
+        S, n = tokens.session.positions, tokens.new_tokens
+        say(f"the context of {S} tokens is full: stopped after {n} new tokens")
+    report_speed(tokens, seed)
     return 0
+
+
+def _messages(options: argparse.Namespace, prompt: bytes) -> list[dict[str, Any]] | None:
+    """Those of --messages, or the prompt as one with --chat; None: a plain prompt.
+
+    Raises FormatError for a file that is no JSON list of messages.
+    """
+    if options.messages is None:
+        text = prompt.decode("utf-8", "surrogateescape")
+        return [{"role": "user", "content": text}] if options.chat else None
+    try:
+        found = json.loads(read_bytes(options.messages))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(options.messages, f"is no JSON: {error}") from None
+    if isinstance(found, dict):
+        found = found.get("messages")
+    if not isinstance(found, list) or not all(isinstance(message, dict) for message in found):
+        raise FormatError(options.messages, "expected a JSON list of messages: role, content")
+    return found
+
+
+def _result(generation: Generation, seed: int) -> dict[str, Any]:
+    """What --json prints. Bytes of the text that are no UTF-8 become U+FFFD."""
+    tokens = list(generation)
+    by = generation.stopped_by
+    return {
+        "text": b"".join(token.bytes for token in tokens).decode("utf-8", "replace"),
+        "ids": [token.id for token in tokens],
+        "logprobs": [token.logprob for token in tokens],
+        "prompt_ids": generation.prompt,
+        "finish_reason": generation.finish_reason,
+        "stopped_by": by.decode("utf-8", "replace") if isinstance(by, bytes) else by,
+        "timings": {
+            "prompt_seconds": generation.prompt_seconds,
+            "seconds": generation.seconds,
+        },
+        "backend": generation.session.backend,
+        "seed": seed,
+    }

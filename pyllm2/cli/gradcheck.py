@@ -1,18 +1,44 @@
-"""`pyllm2 gradcheck`: every backward against differences of its forward, backends by bounds."""
+"""`pyllm2 gradcheck`: check gradients against finite differences, and backends against bounds."""
 
 from __future__ import annotations
 
 import argparse
 
 from pyllm2 import backends
+from pyllm2.cli import numbers
 from pyllm2.cli.output import Output
 from pyllm2.errors import BackendError, UsageError
 
+SUMMARY = "check every gradient against finite differences, and every backend against its bound"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "op",
+        nargs="?",
+        metavar="OP",
+        help="gpt2, llama2, or one op: attention, llama2.rope, ... (default: all ops)",
+    )
+    parser.add_argument(
+        "--examples",
+        type=numbers.positive,
+        default=20,
+        metavar="N",
+        help="number of random inputs per op",
+    )
+    parser.add_argument(
+        "--seed",
+        type=numbers.seed,
+        default=0,
+        metavar="N",
+        help="random seed of the inputs, 0 to 2^64 - 1",
+    )
+
 
 def main(options: argparse.Namespace) -> int:
-    """A line for each backward; exit code 1 if anything is outside."""
+    """Print one line per op; exit code 1 if a gradient or a backend is outside its bound."""
     try:
-        import hypothesis  # noqa: F401  which the tables of ops draw their inputs with
+        import hypothesis  # noqa: F401  (the tables of ops draw their inputs with it)
     except ImportError:
         raise BackendError("gradcheck needs hypothesis: pip install 'pyllm2[testing]'") from None
     from pyllm2.testing import gradcheck
@@ -23,8 +49,8 @@ def main(options: argparse.Namespace) -> int:
         raise UsageError(f"OP: {options.op!r}: expected one of {known}")
     able = [name for name in backends.NAMES if backends.why_not(name) is None]
     rivals = {
-        package: {name: backends.ops(name, package=package) for name in able}
-        for package in sorted({name.partition(".")[0] for name in names})
+        family: {name: backends.engine(name, family=family) for name in able}
+        for family in sorted({name.partition(".")[0] for name in names})
     }
     output = Output()
 
@@ -37,11 +63,11 @@ def main(options: argparse.Namespace) -> int:
     for name in names:
         ours = rivals[name.partition(".")[0]]
         found = gradcheck.check(name, ours, options.examples, options.seed)
-        shares = [f"{share:.3f}" for share in (found.shares or {}).values()]
+        shares = [f"{share:.3f}" for share in found.bound_used.values()]
         line(name, f"{found.relative:.1e}", shares, "ok" if found.passed else "OUTSIDE")
         passed &= found.passed
     output.write(
-        b"differences: worst error beside the largest entry, in float64; "
-        b"a backend: share of its bound used\n"
+        b"differences: largest error relative to the largest entry, in float64; "
+        b"a backend: fraction of its bound that is used\n"
     )
     return 0 if passed else 1

@@ -1,4 +1,4 @@
-"""A training run on the screen: a bar on a terminal, plain lines elsewhere; samples to stdout."""
+"""Progress of a training run: a bar on a terminal, lines elsewhere; samples go to stdout."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from pyllm2.cli.common import say
-from pyllm2.cli.output import Output
+from pyllm2.cli.output import Output, is_terminal, say
 from pyllm2.errors import PyLLM2Error
 from pyllm2.training.recipe import Recipe
 from pyllm2.training.report import Report, Update
 
 
 class Progress(Report):
-    """Everything about progress goes to stderr, only samples to stdout.
+    """Prints progress on stderr and samples on stdout.
 
-    tokenizer: has `decode`; None: samples are shown as ids
+    tokenizer: decodes samples; None: they are printed as token ids
     """
 
     def __init__(self, recipe: Recipe, tokenizer: Any) -> None:
@@ -53,7 +52,7 @@ class Progress(Report):
         self.last = time.perf_counter()
 
     def sample(self, step: int, tokens: list[int]) -> None:
-        """The text on stdout; a reader who has gone away does not end the training."""
+        """Print a sample on stdout; if stdout is closed, training continues."""
         self._line(f"sample after {step} steps:")
         if self.tokenizer is None:
             text = " ".join(map(str, tokens)).encode()
@@ -68,12 +67,12 @@ class Progress(Report):
         self.last = time.perf_counter()
 
     def summary(self, step: int) -> str:
-        """One line about the whole."""
+        """One line about the run: time, speed, last losses, peak memory."""
         seconds = time.perf_counter() - self.began
         parts = [f"{step - self.start} steps in {seconds:.1f} s"]
         if step > self.start:
             rate = (step - self.start) * self.tokens_per_step / seconds
-            parts.append(f"{rate:,.0f} tokens/s with everything")
+            parts.append(f"{rate:,.0f} tokens/s including validation and checkpoints")
         if self.last_loss is not None:
             parts.append(f"training loss {self.last_loss:.4f}")
         if self.last_validation is not None:
@@ -94,21 +93,19 @@ class Progress(Report):
 
 
 def _bar(start: int, steps: int) -> Any:
-    """tqdm's bar, where somebody looks at it."""
-    if sys.stderr is None or not sys.stderr.isatty():
+    """A progress bar, if stderr is a terminal and tqdm is installed; else None."""
+    if not is_terminal(sys.stderr):
         return None
     try:
         from tqdm import tqdm
     except ImportError:
         return None
-    return tqdm(
-        total=steps, initial=start, unit="step", dynamic_ncols=True,
-        bar_format="{n_fmt}/{total_fmt} {bar} {elapsed}<{remaining} | {postfix}",
-    )  # fmt: skip
+    bar_format = "{n_fmt}/{total_fmt} {bar} {elapsed}<{remaining} | {postfix}"
+    return tqdm(total=steps, initial=start, dynamic_ncols=True, bar_format=bar_format)
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has had in memory."""
+    """The peak resident memory of this process in bytes."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

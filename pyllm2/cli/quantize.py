@@ -1,20 +1,43 @@
-"""`pyllm2 quantize`: a checkpoint in int8, and what that cost."""
+"""`pyllm2 quantize`: write a checkpoint in int8, and measure the error."""
 
 from __future__ import annotations
 
 import argparse
+import os
 
-from pyllm2.cli.common import read_bytes
+from pyllm2.cli import flags
 from pyllm2.cli.export import convert
+from pyllm2.cli.inputs import read_bytes
 from pyllm2.cli.output import Output
 from pyllm2.errors import UsageError
-from pyllm2.export import compare_on_text, tensor_errors
-from pyllm2.loading import load_llama2
+
+SUMMARY = "write a checkpoint in int8 with one scale per group"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="IN", help="float32 checkpoint of llama2.c")
+    parser.add_argument("target", metavar="OUT", help="int8 checkpoint to write (version 2)")
+    flags.add_group_size(parser)
+    parser.add_argument(
+        "--report", action="store_true", help="print the largest and rms error of every tensor"
+    )
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        help="print perplexity before and after on the text in FILE (needs --tokenizer)",
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="FILE", help=f"tokenizer for --text: {flags.TOKENIZER_FILES}"
+    )
 
 
 def main(options: argparse.Namespace) -> int:
     if options.text and not options.tokenizer:
         raise UsageError("quantize: --text needs --tokenizer")
+    if options.text and os.path.exists(options.target) and not os.path.isfile(options.target):
+        raise UsageError(f"quantize: --text reads OUT again: {options.target} is no regular file")
+    from pyllm2.inference.compare import tensor_errors
+
     output = Output()
     group_size = convert(options, "v2")
     if options.report:
@@ -29,11 +52,15 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _on_text(options: argparse.Namespace) -> str:
+    """One line that compares the two checkpoints on a text."""
+    from pyllm2.inference.compare import compare_on_text
+    from pyllm2.inference.load import load_llama2
+
     model, quantised = (
         load_llama2(path, options.tokenizer, backend="numpy")
         for path in (options.source, options.target)
     )
-    ids = model.tokenizer.encode(read_bytes(options.text))[: model.config.seq_len]
+    ids = model.tokenizer.encode_prompt(read_bytes(options.text))[: model.config.seq_len]
     if len(ids) < 2:
         raise UsageError(f"{options.text}: a text of at least two tokens is needed")
     found = compare_on_text(model, quantised, ids)

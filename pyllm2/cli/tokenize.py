@@ -3,27 +3,54 @@
 from __future__ import annotations
 
 import argparse
-import warnings
 
-from pyllm2.cli.common import argument_bytes, read_bytes
+from pyllm2.cli import flags
+from pyllm2.cli.inputs import argument_bytes, read_bytes
 from pyllm2.cli.output import Output, escaped
-from pyllm2.errors import PyLLM2Warning, UsageError
-from pyllm2.llama2.tokenizer import from_vocabulary_file
+from pyllm2.errors import UsageError
+
+SUMMARY = "print the token ids of a text, or the text of token ids"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("text", nargs="?", metavar="TEXT", help="text, or token ids with --decode")
+    parser.add_argument(
+        "--tokenizer",
+        required=True,
+        metavar="FILE",
+        help=f"{flags.TOKENIZER_FILES}, or the words gpt2 or bytes",
+    )
+    parser.add_argument(
+        "--text-file", metavar="FILE", help="read TEXT from FILE (-: standard input)"
+    )
+    parser.add_argument("--decode", action="store_true", help="print the text of token ids")
+    parser.add_argument(
+        "--pieces", action="store_true", help="print one line per token: its id and its piece"
+    )
+    parser.add_argument(
+        "--no-bos", action="store_true", help="leave out what a prompt has in front of it (BOS)"
+    )
+    parser.add_argument("--eos", action="store_true", help="append the end-of-text token (EOS)")
 
 
 def main(options: argparse.Namespace) -> int:
+    from pyllm2.tokenizers import load_tokenizer
+
     if (options.text is None) == (options.text_file is None):
         raise UsageError("tokenize: expected either TEXT or --text-file")
     output = Output()
-    tokenizer, notes = from_vocabulary_file(options.tokenizer)
-    for note in notes:
-        warnings.warn(note, PyLLM2Warning, stacklevel=1)
+    tokenizer = load_tokenizer(options.tokenizer)
     if options.text_file is not None:
         data = read_bytes(options.text_file)
     else:
         data = argument_bytes(options.text)
 
-    ids = _ids(data) if options.decode else tokenizer.encode(data, not options.no_bos, options.eos)
+    if options.decode:
+        ids = _ids(data)
+    elif options.no_bos:
+        ids = tokenizer.encode(data, bos=False, eos=options.eos)
+    else:
+        ids = tokenizer.encode_prompt(data) + [tokenizer.end] * (options.eos and tokenizer.end >= 0)
     if options.pieces:
         for i in ids:
             tokenizer.decode_one(i)  # refuses an id outside the vocabulary
@@ -38,6 +65,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _ids(data: bytes) -> list[int]:
+    """The token ids of a text, separated by spaces or commas."""
     ids = []
     for word in data.replace(b",", b" ").split():
         if not word.isdigit() or len(word) > 10:

@@ -1,18 +1,41 @@
-"""`pyllm2 tokenizer train|export`: make a vocabulary from text; write it as llama2.c reads it."""
+"""`pyllm2 tokenizer`: train a vocabulary on text; convert one to llama2.c's tokenizer.bin."""
 
 from __future__ import annotations
 
 import argparse
-import warnings
-from collections.abc import Iterator, Sequence
 
-from pyllm2.cli.common import say
-from pyllm2.errors import FileError, FormatError, PyLLM2Warning, UsageError
-from pyllm2.formats.reader import open_source
-from pyllm2.formats.sentencepiece_model import train_sentencepiece
-from pyllm2.formats.vocabulary import write_vocabulary
-from pyllm2.formats.writer import atomic_write
-from pyllm2.llama2.tokenizer import FIRST_BYTE, N_BYTES, from_vocabulary_file
+from pyllm2.cli import flags, numbers, signals
+from pyllm2.cli.output import say
+from pyllm2.cli.outputs import check_output
+from pyllm2.errors import UsageError
+
+SUMMARY = "train a tokenizer on text, or convert one to tokenizer.bin"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    actions = flags.add_actions(parser)
+    train = flags.add_action(
+        actions, "train", "train a SentencePiece BPE model with llama2.c's settings"
+    )
+    flags.add_texts(train)
+    train.add_argument(
+        "--out", required=True, metavar="FILE.model", help="SentencePiece model to write"
+    )
+    train.add_argument(
+        "--vocab-size",
+        type=numbers.positive,
+        default=1024,
+        metavar="N",
+        help="number of pieces, including 3 control and 256 byte pieces",
+    )
+    train.add_argument(
+        "--like-original",
+        action="store_true",
+        help="merge runs of spaces into one, as llama2.c's models do",
+    )
+    export = flags.add_action(actions, "export", "convert a SentencePiece .model to tokenizer.bin")
+    export.add_argument("source", metavar="IN", help="SentencePiece .model or tokenizer.bin")
+    export.add_argument("target", metavar="OUT", help="tokenizer.bin to write")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -20,38 +43,28 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from pyllm2.formats.text import describe, open_texts
+    from pyllm2.formats.writer import atomic_write
+    from pyllm2.tokenizers.sentencepiece import FIRST_BYTE, N_BYTES
+    from pyllm2.training.vocabulary import train_vocabulary
+
     if options.vocab_size <= FIRST_BYTE + N_BYTES:
         least = FIRST_BYTE + N_BYTES + 1
         raise UsageError(
             f"--vocab-size {options.vocab_size}: specials and bytes alone need {least}"
         )
-    lines = list(lines_of(options.texts))
-    if not lines:
-        raise FileError(options.texts[0], "no text to train on")
-    model = train_sentencepiece(lines, options.vocab_size, options.like_original)
+    check_output(options.out, *options.texts)
+    with open_texts(options.texts, options.separator) as texts, signals.immediate():
+        model = train_vocabulary(texts, options.vocab_size, options.like_original)
     with atomic_write(options.out) as file:
         file.write(model.serialized_model_proto())
-    say(f"{options.out}: {model.vocab_size()} pieces")
+    say(f"{options.out}: {model.vocab_size()} pieces; {describe(texts)}")
     return 0
 
 
-def lines_of(paths: Sequence[str]) -> Iterator[str]:
-    """The lines of all files that are not blank. Raises FormatError where they are not UTF-8."""
-    for path in paths:
-        with open_source(path) as source:
-            data = source.read_all().tobytes()
-        try:
-            text = data.decode()
-        except UnicodeDecodeError as error:
-            raise FormatError(path, f"byte {error.start}: not UTF-8") from None
-        yield from filter(str.strip, text.splitlines())
-
-
 def _export(options: argparse.Namespace) -> int:
-    if options.source == options.target:
-        raise FileError(options.target, "is the input as well")
-    tokenizer, notes = from_vocabulary_file(options.source)
-    for note in notes:
-        warnings.warn(note, PyLLM2Warning, stacklevel=1)
-    write_vocabulary(options.target, tokenizer.pieces, tokenizer.scores)
+    from pyllm2.tokenizers import load_tokenizer
+
+    check_output(options.target, options.source)
+    load_tokenizer(options.source).write_tokenizer(options.target)
     return 0

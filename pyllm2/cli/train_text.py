@@ -1,113 +1,157 @@
-"""`pyllm2 train text`: from a text to a model that writes in its manner, in one command."""
+"""`pyllm2 train text`: from text files to a tokenizer and a small Llama-2, in a given time."""
 
 from __future__ import annotations
 
 import argparse
+import glob
 import os
+import shlex
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 
 from pyllm2 import backends
-from pyllm2.cli import train
-from pyllm2.cli.arguments import parser_of
-from pyllm2.cli.common import say
-from pyllm2.cli.tokenizer import lines_of
-from pyllm2.errors import FileError
-from pyllm2.formats.sentencepiece_model import to_vocabulary, train_sentencepiece
+from pyllm2.cli import signals, train_run
+from pyllm2.cli.flags import Parser
+from pyllm2.cli.output import say
+from pyllm2.cli.train_flags import add_llama2_flags
+from pyllm2.errors import FileError, UsageError, os_errors
+from pyllm2.formats.sentencepiece_model import to_vocabulary
+from pyllm2.formats.text import Text, describe, open_texts
 from pyllm2.llama2 import family
-from pyllm2.llama2.tokenizer import Tokenizer
-from pyllm2.training import sizing
-from pyllm2.training.folder import checkpoints
+from pyllm2.tokenizers.sentencepiece import SentencePieceTokenizer
+from pyllm2.training import launch, processes, sizing
+from pyllm2.training.folder import LOCK, LOG, checkpoints
 from pyllm2.training.prepare import prepare
+from pyllm2.training.vocabulary import train_vocabulary
 
-CONTEXT, SHORTEST_CONTEXT, BATCH, UPDATE_ROWS = 256, 16, 8, 16
-MOST_VALIDATION = 50_000  # tokens
-SHARE_TO_TRAIN = 0.85  # of the minutes; the rest goes into validation and checkpoints
-VALIDATIONS, LEAST_STEPS = 10, 20
+DATA = "data"  # folder of the shards
+MAX_CONTEXT, MIN_CONTEXT = 256, 16
+BATCH, ROWS_PER_UPDATE = 8, 16
+MAX_VAL_TOKENS = 50_000
+TRAINING_FRACTION = 0.85  # of the time; the rest is for validation and checkpoints
+VALIDATIONS, MIN_STEPS = 10, 20
 
 
 def main(options: argparse.Namespace) -> int:
     out = options.out
+    if (count := launch.started()) > 1:
+        raise UsageError(
+            f"train text: started as {count} processes, runs in one; the command that it prints "
+            "can be started by mpiexec"
+        )
     if os.path.isdir(out) and checkpoints(out):
-        raise FileError(out, "has a run already: name another folder")
+        raise FileError(out, "already contains a run: choose another folder")
     if os.path.lexists(out) and (not os.path.isdir(out) or os.listdir(out)):
-        raise FileError(out, "is there already: name a new folder")
-    tokenizer, nbytes = _tokenizer(options.texts)
-    context, tokens = _prepare(options, tokenizer, nbytes)
-    choice = _choose(options, tokenizer.vocab_size, context, tokens)
-    arguments = _arguments(options, choice, context)
-    say("pyllm2 " + " ".join(arguments))
-    return train.main(parser_of().parse_args(arguments))
+        raise FileError(out, "already exists: choose a new folder")
+    with open_texts(options.texts, options.separator) as texts, _new_run(out):
+        say(describe(texts))
+        tokenizer, nbytes = _tokenizer(texts)
+        context, tokens = _prepare(options.out, texts, tokenizer, nbytes)
+        choice = _choose(options, tokenizer.vocab_size, context, tokens)
+        arguments = _arguments(options, choice, context)
+        command = f"pyllm2 train llama2 {shlex.join(arguments)}"
+        say(command)
+        parser = Parser(prog="pyllm2 train llama2")
+        add_llama2_flags(parser)
+        code = train_run.main(parser.parse_args(arguments), processes.OneProcess())
+        if code:
+            say(f"to continue: {command} --resume")
+        return code
 
 
-def _tokenizer(texts: list[str]) -> tuple[Tokenizer, int]:
-    """A vocabulary that suits the size of the text; how many bytes that has."""
-    lines = list(lines_of(texts))
-    nbytes = sum(len(line.encode()) for line in lines)
-    if not lines:
-        raise FileError(texts[0], "no text to train on")
-    vocabulary = to_vocabulary(train_sentencepiece(lines, sizing.vocabulary_size(nbytes)))
+@contextmanager
+def _new_run(out: str) -> Iterator[None]:
+    """Make the folder `out`; without a checkpoint at the end, all that was made is deleted."""
+    made = []  # the folders that do not exist yet, the lowest first
+    above = os.path.abspath(out)
+    while not os.path.isdir(above) and above != os.path.dirname(above):
+        made.append(above)
+        above = os.path.dirname(above)
+    with os_errors(out):
+        os.makedirs(out, exist_ok=True)
+    try:
+        yield
+    finally:
+        if not checkpoints(out):
+            shutil.rmtree(os.path.join(out, DATA), ignore_errors=True)
+            for name in (train_run.TOKENIZER_FILE, LOG, LOCK):
+                with suppress(OSError):
+                    os.unlink(os.path.join(out, name))
+            with suppress(OSError):
+                for folder in made:
+                    os.rmdir(folder)
+
+
+def _tokenizer(texts: list[Text]) -> tuple[SentencePieceTokenizer, int]:
+    """A tokenizer trained on the texts, sized to suit them, and the number of bytes of text."""
+    nbytes = sum(len(line.encode()) for text in texts for line in text.lines())
+    with signals.immediate():
+        vocabulary = to_vocabulary(train_vocabulary(texts, sizing.vocabulary_size(nbytes)))
     say(f"{nbytes:,} bytes of text: a vocabulary of {len(vocabulary.pieces)} pieces")
-    return Tokenizer(vocabulary.pieces, vocabulary.scores), nbytes
+    return SentencePieceTokenizer(vocabulary.pieces, vocabulary.scores), nbytes
 
 
-def _prepare(options: argparse.Namespace, tokenizer: Tokenizer, nbytes: int) -> tuple[int, int]:
-    """Shards in OUT/data; the context that the text allows, and the number of tokens."""
+def _prepare(
+    out: str, texts: list[Text], tokenizer: SentencePieceTokenizer, nbytes: int
+) -> tuple[int, int]:
+    """Write shards to OUT/data; returns the context length and the number of training tokens."""
     estimate = nbytes // 4  # tokens
-    context = CONTEXT
-    while context > SHORTEST_CONTEXT and estimate < 40 * BATCH * context:
+    context = MAX_CONTEXT
+    while context > MIN_CONTEXT and estimate < 40 * BATCH * context:
         context //= 2
-    least = BATCH * context + 1  # of a batch and its targets
+    least = BATCH * context + 1  # tokens of a batch and its targets
     if estimate < 2 * least:
-        raise FileError(options.texts[0], f"a text of at least {8 * least:,} bytes is needed")
-    val_tokens = max(least, min(estimate // 20, MOST_VALIDATION))
-    os.makedirs(options.out, exist_ok=True)
-    done = prepare(options.texts, tokenizer, os.path.join(options.out, "data"), val_tokens)
-    tokenizer.write_tokenizer(os.path.join(options.out, train.TOKENIZER_FILE))
+        raise FileError(texts[0].name, f"a text of at least {8 * least:,} bytes is needed")
+    val_tokens = max(least, min(estimate // 20, MAX_VAL_TOKENS))
+    done = prepare(texts, tokenizer, os.path.join(out, DATA), val_tokens)
+    tokenizer.write_tokenizer(os.path.join(out, train_run.TOKENIZER_FILE))
     return context, done.train_tokens
 
 
 def _choose(options: argparse.Namespace, V: int, context: int, tokens: int) -> sizing.Choice:
-    """The shape, by trying how quickly this machine learns with each."""
-    ops = backends.ops(options.backend or backends.default(), options.threads)
+    """The model's shape, chosen by measuring the training speed of several."""
+    engine = backends.engine(options.backend or backends.default(), options.threads)
 
     def config(shape: str) -> Any:
         return family.descriptor(f"{shape},context={context}", V)
 
     def speed(shape: str) -> float:
-        model = family.build(config(shape), family.initial_parameters(config(shape)), ops)
+        model = family.build(config(shape), family.initial_parameters(config(shape)), engine)
         x = np.random.default_rng(0).integers(0, V, (BATCH, context))
         grads = model.params.zeros_like()
         seconds = []
-        for _ in range(3):  # the first compiles and warms up
+        for _ in range(3):  # the first one compiles
             began = time.perf_counter()
             model.add_gradient(x, x, 1 / x.size, grads, fresh=True)
             seconds.append(time.perf_counter() - began)
         return x.size / min(seconds)
 
-    seconds = 60 * options.minutes * SHARE_TO_TRAIN
+    seconds = 60 * options.minutes * TRAINING_FRACTION
     choice = sizing.choose(
         sizing.SHAPES, lambda shape: config(shape).parameters(), speed, tokens, seconds
     )
     say(
-        f"{tokens:,} tokens to learn from, {options.minutes:g} minutes: a model of "
-        f"{choice.parameters:,} parameters ({choice.shape}), which sees {choice.tokens:,} tokens"
+        f"{tokens:,} training tokens, {options.minutes:g} minutes: a model of "
+        f"{choice.parameters:,} parameters ({choice.shape}), trained on {choice.tokens:,} tokens"
     )
     return choice
 
 
 def _arguments(options: argparse.Namespace, choice: sizing.Choice, context: int) -> list[str]:
-    """The command that does the rest, as a person could have typed it."""
-    total_batch = UPDATE_ROWS * context
-    steps = max(LEAST_STEPS, choice.tokens // total_batch)
-    data = os.path.join(options.out, "data")
+    """The arguments of `pyllm2 train llama2` that train the model."""
+    total_batch = ROWS_PER_UPDATE * context
+    steps = max(MIN_STEPS, choice.tokens // total_batch)
+    data = os.path.join(options.out, DATA)
     flags = {
         "--init": f"{choice.shape},context={context}",
-        "--train": os.path.join(data, "train*.bin"),
+        "--train": os.path.join(glob.escape(data), "train*.bin"),
         "--val": os.path.join(data, "val.bin"),
-        "--tokenizer": os.path.join(options.out, train.TOKENIZER_FILE),
+        "--tokenizer": os.path.join(options.out, train_run.TOKENIZER_FILE),
         "--out": options.out,
         "--batch": BATCH,
         "--context": context,
@@ -125,4 +169,9 @@ def _arguments(options: argparse.Namespace, choice: sizing.Choice, context: int)
         flags["--backend"] = options.backend
     if options.threads:
         flags["--threads"] = options.threads
-    return ["train", "llama2", *(word for flag, v in flags.items() for word in (flag, str(v)))]
+    return [word for flag, value in flags.items() for word in _words(flag, str(value))]
+
+
+def _words(flag: str, value: str) -> tuple[str, ...]:
+    """A flag with its value, as one argument if the value would be taken for a flag."""
+    return (f"{flag}={value}",) if value.startswith("-") else (flag, value)

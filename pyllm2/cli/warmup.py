@@ -1,46 +1,68 @@
-"""`pyllm2 warmup`: compile what can be compiled, once, into the caches."""
+"""`pyllm2 warmup`: compile every backend into its cache."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import tempfile
-import time
-from pathlib import Path
 
 from pyllm2 import backends
+from pyllm2.cli import flags
 from pyllm2.cli.output import Output
-from pyllm2.formats.llama2c import write_checkpoint
-from pyllm2.llama2.config import Llama2Config
-from pyllm2.llama2.random_model import random_weights
-from pyllm2.loading import load
 
-# Grouped heads and several threads' worth of rows, so that every kernel has work.
-TINY = Llama2Config(
-    dim=32, hidden_dim=48, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=40, seq_len=16
-)
+SUMMARY = "compile all backends now, so that no later command has to"
+FAMILIES = ("llama2", "gpt2")
+WORKS = ("inference", "training")
+EXAMPLE = """\
+example:
+  pyllm2 warmup --only numba,c,llama2"""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EXAMPLE
+    parser.add_argument(
+        "--only",
+        type=_words,
+        metavar="A,B",
+        help="compile only for these backends, families and kinds of work; words: "
+        f"{', '.join(backends.NAMES)}; {', '.join(FAMILIES)}; {', '.join(WORKS)} "
+        "(default: everything that can run here)",
+    )
+    flags.add_threads(parser)
+
+
+def _words(text: str) -> list[str]:
+    words = text.split(",")
+    known = (*backends.NAMES, *FAMILIES, *WORKS)
+    for word in words:
+        if word not in known:
+            raise argparse.ArgumentTypeError(f"{word!r}: expected {flags.one_of(known)}")
+    return words
+
+
+def chosen(only: list[str] | None, words: tuple[str, ...]) -> list[str]:
+    """Those of `words` that --only names, or all of them if it names none."""
+    return [word for word in words if word in (only or [])] or list(words)
 
 
 def main(options: argparse.Namespace) -> int:
-    """A prompt and two single steps of a tiny model, read from a file as any other would be.
+    """Print one line per job, with its time; on a terminal also a progress bar."""
+    from pyllm2.cli.warmup_jobs import Progress, jobs_of
 
-    The types that kernels are compiled for (read-only arrays among them) are then those of use.
-    """
     output = Output()
-    weights = random_weights(TINY, shared_classifier=True, seed=0)
-    tensors = {name: a for name, a in vars(weights).items() if a is not None}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tiny.bin"
-        write_checkpoint(path, dataclasses.asdict(TINY), tensors)
-        for name in backends.NAMES:
-            reason = backends.why_not(name)
-            if reason is not None:
-                output.write(f"{name}: {reason}\n".encode())
-                continue
-            began = time.perf_counter()
-            session = load(path, backend=name).start()
-            session.feed([1, 5, 9, 13])
-            session.feed([2])
-            session.feed([3])
-            output.write(f"{name}: ready, {time.perf_counter() - began:.1f} s\n".encode())
+    ready = []
+    for name in chosen(options.only, backends.NAMES):
+        if name in (options.only or []):
+            backends.require(name)
+        reason = backends.why_not(name)
+        if reason is None and name == "numpy":
+            reason = "has nothing to compile"
+        if reason is None:
+            ready.append(name)
+        else:
+            output.write(f"{name}: {reason}\n".encode())
+    families, works = chosen(options.only, FAMILIES), chosen(options.only, WORKS)
+    with jobs_of(ready, families, works, options.threads) as jobs:
+        progress = Progress(len(jobs), output)
+        for job in jobs:
+            progress.run(job)
+        progress.close()
     return 0

@@ -1,1 +1,1 @@
-"""Bytes to named arrays and back. Nothing here knows what a model computes."""
+"""Files to named arrays, token ids or vocabularies, and back; no module here knows a model."""

@@ -1,4 +1,4 @@
-"""What a file is, judged by its first bytes: so that a refusal can name it."""
+"""Recognise a file by its first bytes, so that an error can say what the file is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _SIGNATURES = [
     (0, b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull` to fetch the real file"),
     (0, b"\x1f\x8b", "gzip data: unpack it first"),
     (0, b"PK\x03\x04", "a zip archive (a PyTorch checkpoint is one, of pickles, never opened)"),
-    (0, b"GGUF", "a GGUF model, not supported"),
+    (0, b"GGUF", "a GGUF model"),
     (0, b"\x7fELF", "an executable or library"),
     (0, b"\x89PNG", "a PNG image"),
     (0, b"%PDF", "a PDF document"),
@@ -33,7 +33,7 @@ _SIGNATURES = [
 
 
 def kind_of(head: bytes) -> str | None:
-    """The kind of file that begins with `head`, in words, or None if nothing is recognised."""
+    """What a file with these first bytes is, in words; None if it is not recognised."""
     for offset, signature, words in _SIGNATURES:
         if head[offset : offset + len(signature)] == signature:
             return words
@@ -46,9 +46,9 @@ def kind_of(head: bytes) -> str | None:
     start = head.lstrip()[:64].lower()
     if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
         return "a web page: was the download link right?"
-    if start.startswith((b"{", b"[")) and _is_text(head):
+    if start.startswith((b"{", b"[")) and is_text(head):
         return "JSON text"
-    if head and _is_text(head):
+    if is_text(head):
         return "plain text"
     return None
 
@@ -61,10 +61,6 @@ def is_sentencepiece(head: bytes) -> bool:
     return len(head) > 4 and head[0] == 0x0A and head[2] == 0x0A and 0 < head[3] < head[1] < 128
 
 
-def is_llama2_tokenizer(head: bytes) -> bool:
-    """A SentencePiece model, or llama2.c's `tokenizer.bin`: its first piece is the unknown one."""
-    return head[12:17] == b"<unk>" or is_sentencepiece(head)
-
-
-def _is_text(head: bytes) -> bool:
-    return all(c >= 0x20 or c in b"\t\n\r\f" for c in head[:512])
+def is_text(head: bytes) -> bool:
+    """Whether `head` is not empty and has no control characters but white space."""
+    return len(head) > 0 and all(c >= 0x20 or c in b"\t\n\r\f" for c in head[:512])

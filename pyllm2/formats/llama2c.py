@@ -1,15 +1,15 @@
-"""llama2.c's checkpoints: v0 (legacy, no magic), v1 (float32, a real header), v2 (int8).
+"""llama2.c's checkpoints: version 0 (float32, no magic number), 1 (float32) and 2 (int8).
 
-v0 is seven int32 — dim, hidden_dim, n_layers, n_heads, n_kv_heads, ±vocab_size, seq_len — and
-float32 arrays without a gap. A negative vocab_size says that the classifier has its own matrix
-at the end of the file. The two RoPE tables before it are dead weight: skipped when reading.
+Version 0: seven int32 (dim, hidden_dim, n_layers, n_heads, n_kv_heads, ±vocab_size, seq_len), then
+float32 arrays without gaps. vocab_size is negative if the classifier has a matrix of its own, which
+is then the last array. The two RoPE tables before it are not needed and are skipped when reading.
 
-v1 is 256 bytes of header (magic "24ka", version, the seven int32 with a positive vocab_size, one
-byte: 1 if the classifier is shared) and the arrays in another order, without RoPE tables.
+Version 1: a header of 256 bytes (magic "24ka", version, the seven int32 with a positive vocab_size,
+one byte: 1 if the classifier is shared), then the arrays in another order, without RoPE tables.
 
-v2 has v1's header with the group size at byte 37; its body is in `llama2c_q8`.
+Version 2: the header of version 1 with the group size at byte 37; `llama2c_q8` has the rest.
 
-Little-endian throughout. Tensors come back as views of one read-only buffer.
+All numbers are little-endian. Arrays are read as views of one read-only buffer.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pyllm2.formats.reader import Source
 from pyllm2.formats.writer import atomic_write
 
 Array = NDArray[np.float32]
+Shape = tuple[int, ...]
 
 MAGIC = 0x616B3432
 FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
@@ -36,26 +37,33 @@ V0_HEADER_BYTES = 28
 V1_HEADER_BYTES = 256
 SHARED_FLAG_BYTE = 36
 GROUP_SIZE_BYTE = 37  # an int32, unaligned
-MOST_TOKENS = 2**24  # no vocabulary is larger
+MAX_TOKENS = 2**24  # upper limit of vocab_size
+
+# The arrays in the order of the file; the classifier is there if it is not shared. A matrix is
+# (out, in); all layers of one array are adjacent.
+NORMS = ["attention_norm", "ffn_norm", "final_norm"]
+V0_ORDER = "token_embedding attention_norm wq wk wv wo ffn_norm w1 w2 w3 final_norm".split()
+V0_ORDER += ["rope_cos", "rope_sin", "classifier"]
+V1_ORDER = [*NORMS, *"token_embedding wq wk wv wo w1 w2 w3 classifier".split()]
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the first bytes of a checkpoint say; `byte_of` tells where each field stands."""
+    """The header of a checkpoint."""
 
     version: int
-    values: dict[str, int]  # FIELDS, vocab_size made positive
-    byte_of: dict[str, int]
+    values: dict[str, int]  # FIELDS; vocab_size is positive
+    byte_of: dict[str, int]  # offset of each field
     shared_classifier: bool
-    size: int  # of the header itself, in bytes
-    group_size: int = 0  # of version 2
+    size: int  # of the header, in bytes
+    group_size: int = 0  # version 2 only
 
 
 def read_header(source: Source) -> Header:
-    """Recognise the version and read the seven numbers; their relations are not judged here.
+    """Recognise the version and read the fields; whether they fit together is not checked here.
 
-    Raises FormatError for a header that is cut, of another version, or not one of ours;
-    FileError naming the kind of file, where that can be told.
+    Raises FormatError for a truncated header or an unknown version, FileError for another kind of
+    file that is recognised.
     """
     head = source.head
     if head[:4] == struct.pack("<I", MAGIC):
@@ -69,7 +77,7 @@ def read_header(source: Source) -> Header:
     values = dict(zip(FIELDS, struct.unpack_from("<7i", head), strict=True))
     byte_of = {name: 4 * i for i, name in enumerate(FIELDS)}
     signed_V = values["vocab_size"]
-    if abs(signed_V) > max(source.size, MOST_TOKENS):  # less may be a file that is cut: later
+    if abs(signed_V) > max(source.size, MAX_TOKENS):  # smaller: maybe a truncated file
         refuse_if_another_kind(source)
         raise FormatError.field(
             source.path, "vocab_size", signed_V, byte_of["vocab_size"], "magnitude exceeds the file"
@@ -98,56 +106,39 @@ def _read_header_with_magic(source: Source) -> Header:
 
 
 def refuse_if_another_kind(source: Source) -> None:
-    """A v0 header has no magic: where the numbers make no sense, say what the file looks like."""
+    """Raise FileError if the file looks like another kind: version 0 has no magic number."""
     kind = kind_of(source.head)
     if kind is not None:
         raise FileError(source.path, f"looks like {kind}")
 
 
-def layout(
-    version: int, values: Mapping[str, int], shared_classifier: bool
-) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the float32 arrays, in the order of the file. Matrices are (out, in)."""
-    C, F, L, NH, NKV, V, S = (values[name] for name in FIELDS)
-    hs = C // NH
-    shapes: dict[str, tuple[int, ...]] = {
-        "token_embedding": (V, C),
-        "attention_norm": (L, C),
-        "wq": (L, NH * hs, C),
-        "wk": (L, NKV * hs, C),
-        "wv": (L, NKV * hs, C),
-        "wo": (L, C, NH * hs),
-        "ffn_norm": (L, C),
-        "w1": (L, F, C),
-        "w2": (L, C, F),
-        "w3": (L, F, C),
-        "final_norm": (C,),
-    }
+def file_order(
+    version: int, values: Mapping[str, int], shapes: Mapping[str, Shape]
+) -> list[tuple[str, Shape]]:
+    """Names and shapes of the arrays in the order of the file, with version 0's RoPE tables."""
     if version == 0:
-        order = list(shapes)
-        shapes["rope_cos"] = shapes["rope_sin"] = (S, hs // 2)
-        order += ["rope_cos", "rope_sin"]
-    else:
-        order = ["attention_norm", "ffn_norm", "final_norm", "token_embedding"]
-        order += ["wq", "wk", "wv", "wo", "w1", "w2", "w3"]
-    if not shared_classifier:
-        shapes["classifier"] = (V, C)
-        order.append("classifier")
-    return [(name, shapes[name]) for name in order]
+        table = values["seq_len"], values["dim"] // values["n_heads"] // 2
+        shapes = {**shapes, "rope_cos": table, "rope_sin": table}
+    order = V0_ORDER if version == 0 else V1_ORDER
+    return [(name, shapes[name]) for name in order if name in shapes]
 
 
 def read_tensors(
-    source: Source, header: Header, memory_map: bool = False, lenient: bool = False
+    source: Source,
+    header: Header,
+    shapes: Mapping[str, Shape],
+    memory_map: bool = False,
+    lenient: bool = False,
 ) -> tuple[dict[str, Array], list[str]]:
-    """The weights by name, as views of one buffer, and what there is to warn about.
+    """The arrays of a version 0 or 1 file by name, as views of one buffer, and warnings.
 
-    The RoPE tables are left out. Nothing is read before the size of the file has been compared
-    with the header. `lenient` lets pass, with a warning, the two faults that the original never
-    notices: bytes after the last tensor, and RoPE tables that are cut off (shared classifier).
+    shapes: of every array, without the RoPE tables. The size of the file is compared with the
+    header before the arrays are read. lenient: only warn about two faults that the original does
+    not notice: bytes after the last array, and truncated RoPE tables (with a shared classifier).
 
     Raises FormatError with the size found and needed.
     """
-    rows = layout(header.version, header.values, header.shared_classifier)
+    rows = file_order(header.version, header.values, shapes)
     places, warnings = place(
         source, header, [(name, 4 * math.prod(s)) for name, s in rows], lenient
     )
@@ -163,9 +154,9 @@ def read_tensors(
 def place(
     source: Source, header: Header, sizes: list[tuple[str, int]], lenient: bool = False
 ) -> tuple[dict[str, int], list[str]]:
-    """Where each part of the body begins, and what to warn about; compares with the file's size.
+    """Compare the file's size with its parts; the offset of each part, and warnings.
 
-    sizes: name and bytes of each part, in order, as Python integers: no product wraps.
+    sizes: name and bytes of each part, in order, as Python integers, which do not overflow.
 
     Raises FormatError with the size found and needed.
     """
@@ -179,15 +170,15 @@ def place(
             ends_short_in = name
     path, warnings = source.path, []
     if ends_short_in is not None:
-        dead_weight = header.shared_classifier and ends_short_in in ("rope_cos", "rope_sin")
+        unused = header.shared_classifier and ends_short_in in ("rope_cos", "rope_sin")
         words = (
             f"{source.size} bytes, but its header needs {end} ({end - source.size} missing, "
             f"from {ends_short_in} on)"
         )
-        if not (lenient and dead_weight):
+        if not (lenient and unused):
             refuse_if_another_kind(source)
             raise FormatError(source.path, f"{words}: download incomplete?")
-        warnings.append(f"{path}: {words}: playing on, these tables are not used")
+        warnings.append(f"{path}: {words}: continuing, these tables are not used")
     elif source.size > end:
         words = f"{source.size - end} bytes after the last tensor (which ends at byte {end})"
         if not lenient:
@@ -200,7 +191,7 @@ def place(
 def header_bytes(
     version: int, values: Mapping[str, int], shared_classifier: bool, group_size: int = 0
 ) -> bytes:
-    """The header of a file to write."""
+    """The header as bytes."""
     numbers = [values[name] for name in FIELDS]
     if version == 0:
         V_at = FIELDS.index("vocab_size")
@@ -218,27 +209,23 @@ def write_checkpoint(
     tensors: Mapping[str, Array],
     version: int = 0,
 ) -> None:
-    """Write a v0 or v1 file, atomically; the classifier is shared if `tensors` has none.
+    """Write a version 0 or 1 file, atomically; the classifier is shared if `tensors` has none.
 
-    Arrays of any memory layout and byte order are written in C order, little-endian. The RoPE
-    tables of v0 are cos and sin evaluated in float64 and rounded.
+    The arrays may have any memory layout and byte order. The RoPE tables of version 0 are evaluated
+    in float64 and rounded.
 
-    Raises FileError from the operating system; ValueError (a mistake of the caller) for a tensor
-    of the wrong shape.
+    Raises FileError from the operating system.
     """
-    shared = "classifier" not in tensors
-    rows = layout(version, values, shared)
+    arrays = {**tensors, **(rope_tables(values) if version == 0 else {})}
     with atomic_write(path) as file:
-        file.write(header_bytes(version, values, shared))
-        tables = _rope_tables(values) if version == 0 else {}
-        for name, shape in rows:
-            array = tables[name] if name in tables else tensors[name]
-            if array.shape != shape:
-                raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
-            file.write(np.ascontiguousarray(array, dtype="<f4").tobytes())
+        file.write(header_bytes(version, values, "classifier" not in tensors))
+        for name in V0_ORDER if version == 0 else V1_ORDER:
+            if name in arrays:
+                file.write(np.ascontiguousarray(arrays[name], dtype="<f4").tobytes())
 
 
-def _rope_tables(values: Mapping[str, int]) -> dict[str, Array]:
+def rope_tables(values: Mapping[str, int]) -> dict[str, Array]:
+    """The tables of version 0, which nothing reads: (S, hs/2) each."""
     S, hs = values["seq_len"], values["dim"] // values["n_heads"]
     frequencies = 10000.0 ** (-np.arange(0, hs, 2) / hs)  # (hs/2,)
     angles = np.outer(np.arange(S), frequencies)  # (S, hs/2)

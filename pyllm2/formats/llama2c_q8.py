@@ -1,11 +1,11 @@
-"""The body of llama2.c's version 2: int8 in groups, each with a float32 scale ("Q8_0").
+"""llama2.c's checkpoints in int8 (version 2): groups of values with one float32 scale ("Q8_0").
 
     float32    attention norms (L, C), feed-forward norms (L, C), final norm (C)
-    quantised  the embedding, then wq, wk, wv, wo, w1, w2, w3 (L matrices each, all layers of one
-               kind before the next), then the classifier if it is not shared
+    quantised  the embedding, then wq, wk, wv, wo, w1, w2, w3 (L matrices each), then the classifier
+               if it is not shared
 
-A quantised matrix of n numbers is n int8 values and at once n // group_size float32 scales; groups
-are cut from the flattened matrix. Nothing is aligned: scales are copied when read.
+A quantised matrix of n numbers is n int8 values followed by n // group_size float32 scales; groups
+are cut from the flattened matrix. Scales may be unaligned in the file, so they are copied.
 """
 
 from __future__ import annotations
@@ -20,40 +20,32 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from pyllm2.errors import FormatError
-from pyllm2.formats.llama2c import Array, Header, header_bytes, layout, place
+from pyllm2.formats.llama2c import NORMS, V1_ORDER, Array, Header, Shape, header_bytes, place
 from pyllm2.formats.reader import Source
 from pyllm2.formats.writer import atomic_write
 
 DEFAULT_GROUP_SIZE = 64
-MOST_GROUP_SIZE = 2**17  # so that a sum of 127 · 127 · group_size stays an int32
-NORMS = ("attention_norm", "ffn_norm", "final_norm")
+MAX_GROUP_SIZE = 2**17  # 127 · 127 · group_size must fit in int32
 
 
-def _parts(
-    values: Mapping[str, int], shared_classifier: bool
-) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, int, int]]]:
-    """Shapes of the norms, and of the quantised tensors as (layers, rows, columns), in order."""
-    norms, matrices = {}, {}
-    for name, shape in layout(1, values, shared_classifier):
-        if name in NORMS:
-            norms[name] = shape
-        else:
-            L, rows, columns = shape if len(shape) == 3 else (1, *shape)
-            matrices[name] = (L, rows, columns)
-    return norms, matrices
+def _stacks(shapes: Mapping[str, Shape]) -> dict[str, tuple[int, int, int]]:
+    """The quantised arrays as (layers, rows, columns), in the order of the file."""
+    stacks = {}
+    for name in V1_ORDER:
+        if name in shapes and name not in NORMS:
+            rows, columns = shapes[name][-2:]
+            stacks[name] = (math.prod(shapes[name][:-2]), rows, columns)
+    return stacks
 
 
 def check_group_size(source: Source, header: Header) -> list[str]:
-    """Refuse what cannot be played; a warning for what plays, but not as it was meant.
-
-    Raises FormatError naming the group size and what it must divide.
-    """
+    """Warnings about the group size. Raises FormatError for one that cannot be used."""
     GS, C, F = header.group_size, header.values["dim"], header.values["hidden_dim"]
     byte = header.byte_of["group_size"]
     if GS < 1:
         raise FormatError.field(source.path, "group_size", GS, byte, "must be at least 1")
-    if GS > MOST_GROUP_SIZE:
-        expected = f"must be at most {MOST_GROUP_SIZE}"
+    if GS > MAX_GROUP_SIZE:
+        expected = f"must be at most {MAX_GROUP_SIZE}"
         raise FormatError.field(source.path, "group_size", GS, byte, expected)
     if C % GS:
         raise FormatError.field(source.path, "group_size", GS, byte, f"must divide dim = {C}")
@@ -64,28 +56,30 @@ def check_group_size(source: Source, header: Header) -> list[str]:
 
 
 def read_q8_tensors(
-    source: Source, header: Header, memory_map: bool = False, lenient: bool = False
+    source: Source,
+    header: Header,
+    shapes: Mapping[str, Shape],
+    memory_map: bool = False,
+    lenient: bool = False,
 ) -> tuple[dict[str, NDArray[Any]], list[str]]:
-    """Arrays by name: norms float32; `wq` int8 (L, rows, columns), `wq_scales` (L, groups); ….
+    """Arrays by name, and warnings: norms in float32, and of each matrix `wq` int8 values
+    (L, rows, columns) and scales `wq_scales` (L, groups). Values are views of one read-only buffer.
 
-    Values are views of one read-only buffer, scales are copies.
-
-    Raises FormatError for sizes that disagree, a group size that cannot be, a scale that is not
-    finite.
+    Raises FormatError for a wrong file size, an unusable group size or a scale that is not finite.
     """
     warnings = check_group_size(source, header)
     GS = header.group_size
-    norms, matrices = _parts(header.values, header.shared_classifier)
-    sizes = [(name, 4 * math.prod(norms[name])) for name in NORMS]
-    sizes += [(name, L * _matrix_bytes(m * n, GS)) for name, (L, m, n) in matrices.items()]
+    stacks = _stacks(shapes)
+    sizes = [(name, 4 * math.prod(shapes[name])) for name in NORMS]
+    sizes += [(name, L * _matrix_bytes(m * n, GS)) for name, (L, m, n) in stacks.items()]
     places, more = place(source, header, sizes, lenient)
 
     data = source.read_all(memory_map, aligned_byte=header.size)
     arrays: dict[str, NDArray[Any]] = {}
-    for name, shape in norms.items():
-        end = places[name] + 4 * math.prod(shape)
-        arrays[name] = data[places[name] : end].view("<f4").reshape(shape)
-    for name, (L, rows, columns) in matrices.items():
+    for name in NORMS:
+        end = places[name] + 4 * math.prod(shapes[name])
+        arrays[name] = data[places[name] : end].view("<f4").reshape(shapes[name])
+    for name, (L, rows, columns) in stacks.items():
         n, step = rows * columns, _matrix_bytes(rows * columns, GS)
         block = data[places[name] : places[name] + L * step]
         arrays[name] = as_strided(
@@ -106,10 +100,10 @@ def _matrix_bytes(n: int, group_size: int) -> int:
 
 
 def quantize_weights(flat: Array, group_size: int) -> tuple[NDArray[np.int8], Array]:
-    """A flattened matrix as int8 and scales, as llama2.c's export rounds: half to even.
+    """Quantise a flattened matrix; rounds half to even, as llama2.c's export does.
 
     flat: (n,)   ->   values: (n,) int8   scales: (n // group_size,)
-    A group of zeros has scale 0. Numbers after the last whole group are lost (value 0).
+    The scale of a group of zeros is 0. Numbers after the last full group become 0.
     """
     whole = len(flat) // group_size * group_size
     groups = flat[:whole].reshape(whole // group_size, group_size)
@@ -122,9 +116,9 @@ def quantize_weights(flat: Array, group_size: int) -> tuple[NDArray[np.int8], Ar
 
 
 def fitting_group_size(wanted: int, dim: int, hidden_dim: int, like_original: bool = False) -> int:
-    """`wanted`, halved until it divides both widths (like the original: dim only).
+    """`wanted`, halved until it divides both widths (with like_original: dim only).
 
-    Example: (64, 64, 172) -> 4, like the original 64
+    Example: (64, 64, 172) -> 4; with like_original 64
     """
     size = wanted
     while size > 1 and (dim % size or (hidden_dim % size and not like_original)):
@@ -138,17 +132,18 @@ def write_q8_checkpoint(
     tensors: Mapping[str, Array],
     group_size: int,
 ) -> None:
-    """Write a v2 file from float32 tensors, atomically; shared classifier if there is none.
+    """Quantise float32 arrays and write a version 2 file, atomically.
+
+    The classifier is shared if `tensors` has none.
 
     Raises FileError from the operating system.
     """
-    shared = "classifier" not in tensors
-    norms, matrices = _parts(values, shared)
+    stacks = _stacks({name: array.shape for name, array in tensors.items()})
     with atomic_write(path) as file:
-        file.write(header_bytes(2, values, shared, group_size))
-        for name in norms:
+        file.write(header_bytes(2, values, "classifier" not in tensors, group_size))
+        for name in NORMS:
             file.write(np.ascontiguousarray(tensors[name], dtype="<f4").tobytes())
-        for name, (L, rows, columns) in matrices.items():
+        for name, (L, rows, columns) in stacks.items():
             stack = np.asarray(tensors[name]).reshape(L, rows * columns)
             for layer in range(L):
                 flat = np.ascontiguousarray(stack[layer], dtype=np.float32)

@@ -1,8 +1,8 @@
-"""llm.c's GPT-2 checkpoints, and the debug states that come with them.
+"""llm.c's GPT-2 checkpoints, and the debug states that belong to them.
 
-A checkpoint is a header — magic, version, six sizes — and 16 arrays without a gap, each with all
-layers of its kind: float32 in version 3, bfloat16 in version 5. A debug state is one batch, and
-what a reference made of it: logits, loss, gradients.
+A checkpoint is a header (magic number, version, six sizes) and 16 arrays without gaps, each with
+all layers: float32 in version 3, bfloat16 in version 5. A debug state is a batch with the logits,
+loss and gradients of a reference implementation.
 """
 
 from __future__ import annotations
@@ -16,24 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm2.errors import FormatError
-from pyllm2.formats.header import HEADER_BYTES, header_bytes, read_fields, require_version
+from pyllm2.formats.llmc_header import HEADER_BYTES, header_bytes, read_fields, require_version
 from pyllm2.formats.reader import Source, open_source
 from pyllm2.formats.writer import atomic_write
 
 Array = NDArray[np.float32]
+Shape = tuple[int, ...]
 
 MAGIC = 20240326
 DEBUG_MAGIC, DEBUG_VERSION = 20240327, 2
 FLOAT32, BFLOAT16 = 3, 5  # versions
-FIELDS = (
-    "max_seq_len", "vocab_size", "num_layers", "num_heads", "channels", "padded_vocab_size",
-)  # fmt: skip
+FIELDS = tuple("max_seq_len vocab_size num_layers num_heads channels padded_vocab_size".split())
 BYTE_OF = {name: 8 + 4 * i for i, name in enumerate(FIELDS)}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a checkpoint says of itself; `values` has FIELDS."""
+    """The header of a checkpoint; `values` has FIELDS."""
 
     version: int
     values: dict[str, int]
@@ -44,58 +43,28 @@ class Header:
 
 
 def read_header(source: Source) -> Header:
-    """Version and sizes; whether a model can have these sizes is not judged here, but signs are.
+    """Version and sizes; whether the sizes fit together is not checked here.
 
-    Raises FormatError for another magic or version, or a size below 1; FileError naming the kind
-    of file, where that can be told.
+    Raises FormatError for another magic number or version, FileError for another kind of file that
+    is recognised.
     """
     fields = read_fields(source, (MAGIC,), "a GPT-2 checkpoint")
     require_version(source, fields[1], (FLOAT32, BFLOAT16), "3 (float32) and 5 (bfloat16) are")
     values = dict(zip(FIELDS, fields[2:8], strict=True))
-    for name, value in values.items():
-        if value < 1:
-            raise FormatError.field(source.path, name, value, BYTE_OF[name], "must be at least 1")
     return Header(fields[1], values)
 
 
-def layout(values: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the 16 arrays, in the order of the file. Matrices are (out, in)."""
-    S, _, L, _, C, Vp = (values[name] for name in FIELDS)
-    return {
-        "wte": (Vp, C),
-        "wpe": (S, C),
-        "ln1w": (L, C),
-        "ln1b": (L, C),
-        "qkvw": (L, 3 * C, C),
-        "qkvb": (L, 3 * C),
-        "attprojw": (L, C, C),
-        "attprojb": (L, C),
-        "ln2w": (L, C),
-        "ln2b": (L, C),
-        "fcw": (L, 4 * C, C),
-        "fcb": (L, 4 * C),
-        "fcprojw": (L, C, 4 * C),
-        "fcprojb": (L, C),
-        "lnfw": (C,),
-        "lnfb": (C,),
-    }
-
-
-def check_size(source: Source, header: Header) -> int:
-    """How many numbers the file holds, after comparing its size with the header.
+def check_size(source: Source, header: Header, shapes: Mapping[str, Shape]) -> None:
+    """Compare the file's size with the shapes of its arrays, given in the order of the file.
 
     Raises FormatError with the bytes found and needed, and the array in which the file ends.
     """
-    sizes = {
-        name: header.bytes_per_number * math.prod(shape)
-        for name, shape in layout(header.values).items()
-    }
+    sizes = {name: header.bytes_per_number * math.prod(shape) for name, shape in shapes.items()}
     require_size(source, {"header": HEADER_BYTES, **sizes})
-    return sum(sizes.values()) // header.bytes_per_number
 
 
 def require_size(source: Source, sizes: Mapping[str, int]) -> None:
-    """Compare the file with the bytes of its parts, in order, as Python integers: none wraps.
+    """Compare the file's size with the bytes of its parts, in order.
 
     Raises FormatError.
     """
@@ -118,18 +87,17 @@ def require_size(source: Source, sizes: Mapping[str, int]) -> None:
         )
 
 
-def read_numbers(source: Source, header: Header) -> Array:
-    """All 16 arrays as one long vector of float32, the caller's to write into.
+def read_numbers(source: Source, header: Header, memory_map: bool = False) -> Array:
+    """All arrays as one writable float32 vector, of a file whose size has been checked.
 
-    Raises FormatError if the size of the file is not what the header says.
+    memory_map: see `Source.read_all`; bfloat16 numbers are copied in any case.
     """
-    n = check_size(source, header)
-    body = source.read_range(HEADER_BYTES, n * header.bytes_per_number)
+    body = source.read_all(memory_map, HEADER_BYTES, writable=True)[HEADER_BYTES:]
     return body.view("<f4") if header.version == FLOAT32 else from_bfloat16(body.view("<u2"))
 
 
 def from_bfloat16(bits: NDArray[np.uint16]) -> Array:
-    """bfloat16 is the upper half of a float32: exact."""
+    """bfloat16 as float32, of which it is the upper half: exact."""
     out = np.empty(len(bits), np.float32)
     words = out.view(np.uint32)
     words[:] = bits
@@ -137,10 +105,10 @@ def from_bfloat16(bits: NDArray[np.uint16]) -> Array:
     return out
 
 
-def arrays_of(values: Mapping[str, int], numbers: Array) -> dict[str, Array]:
-    """The 16 arrays by name, as views of the long vector."""
+def arrays_of(shapes: Mapping[str, Shape], numbers: Array) -> dict[str, Array]:
+    """The arrays by name, as views of the vector."""
     arrays, start = {}, 0
-    for name, shape in layout(values).items():
+    for name, shape in shapes.items():
         end = start + math.prod(shape)
         arrays[name] = numbers[start:end].reshape(shape)
         start = end
@@ -150,31 +118,28 @@ def arrays_of(values: Mapping[str, int], numbers: Array) -> dict[str, Array]:
 def write_checkpoint(
     path: str | os.PathLike[str], values: Mapping[str, int], arrays: Mapping[str, Array]
 ) -> None:
-    """Write a float32 checkpoint, atomically, from arrays of any memory layout.
-
-    Raises ValueError (a mistake of the caller) for an array of the wrong shape.
-    """
+    """Write a float32 checkpoint, atomically. The arrays come in the order of the file."""
     with atomic_write(path) as file:
         file.write(header_bytes(MAGIC, FLOAT32, *(values[name] for name in FIELDS)))
-        for name, shape in layout(values).items():
-            if arrays[name].shape != shape:
-                raise ValueError(f"{name} has shape {arrays[name].shape}, expected {shape}")
-            file.write(np.ascontiguousarray(arrays[name], dtype="<f4").data)
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array, dtype="<f4").data)
 
 
 @dataclass(frozen=True)
 class DebugState:
-    """One batch and what a reference computed from it."""
+    """A batch, and what a reference implementation computed from it."""
 
     tokens: NDArray[np.int32]  # (B, T)
     targets: NDArray[np.int32]  # (B, T)
     logits: Array  # (B, T, V)
     loss: float  # the mean
-    gradients: dict[str, Array]  # of that mean, by the names of the checkpoint
+    gradients: dict[str, Array]  # of the mean loss
 
 
-def read_debug_state(path: str | os.PathLike[str], values: Mapping[str, int]) -> DebugState:
-    """Read the state that belongs to a checkpoint with these sizes.
+def read_debug_state(
+    path: str | os.PathLike[str], V: int, shapes: Mapping[str, Shape]
+) -> DebugState:
+    """Read the state that belongs to a checkpoint with vocabulary size V and these shapes.
 
     Raises FormatError.
     """
@@ -184,8 +149,7 @@ def read_debug_state(path: str | os.PathLike[str], values: Mapping[str, int]) ->
         for name, value, byte in (("B", B, 8), ("T", T, 12)):
             if value < 1:
                 raise FormatError.field(source.path, name, value, byte, "must be at least 1")
-        V = values["vocab_size"]
-        gradients = {name: 4 * math.prod(shape) for name, shape in layout(values).items()}
+        gradients = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
         sizes = {"tokens": 4 * B * T, "targets": 4 * B * T, "logits": 4 * B * T * V, "loss": 4}
         require_size(source, {"header": HEADER_BYTES, **sizes, **gradients})
         body = source.read_range(HEADER_BYTES, source.size - HEADER_BYTES)
@@ -195,5 +159,5 @@ def read_debug_state(path: str | os.PathLike[str], values: Mapping[str, int]) ->
         targets.view("<i4").reshape(B, T),
         logits.view("<f4").reshape(B, T, V),
         float(loss.view("<f4")[0]),
-        arrays_of(values, rest.view("<f4")),
+        arrays_of(shapes, rest.view("<f4")),
     )

@@ -1,34 +1,42 @@
-"""A SentencePiece `.model`, read through the sentencepiece library, as pieces and scores.
+"""SentencePiece's `.model`, read and trained through the sentencepiece library.
 
-The rule is that of llama2.c's export: BOS and EOS become newline `<s>` newline and newline `</s>`
-newline, U+2581 becomes a space, byte pieces stay as their six characters.
+Pieces are converted as llama2.c's export does: U+2581 becomes a space, BOS and EOS get a newline on
+either side, and a byte piece keeps its six characters (<0x00>).
 """
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pyllm2.errors import BackendError, FileError, FormatError
+from pyllm2.formats.llama2c_vocabulary import MAX_BYTES, Vocabulary
 from pyllm2.formats.reader import Source
-from pyllm2.formats.vocabulary import MOST_BYTES, Vocabulary
 
 SPACE = "\u2581"
 N_EXAMPLES = 200
+
+MAX_THREADS = 16
+MAX_LINE = 2**15  # characters; the library's limit for a word is 2^16 - 1, and for a line in bytes
+RESERVED = "\u2585"  # the library skips every line that contains this character
+# "INTERNAL: src/trainer_interface.cc(638) [condition in C++] words"
+_SOURCE_LINE = re.compile(r"^.*?\.(?:cc|h)\(\d+\)\s*(?:\[.*\]\s*)?")
+_TOO_MANY_CHARACTERS = re.compile(r"smaller than required_chars\. (\d+) vs (\d+)")
 
 
 def read_sentencepiece(
     source: Source, vocab_size: int | None = None, asked_by: str = ""
 ) -> Vocabulary:
-    """Pieces and scores as `tokenizer.bin` would hold them.
+    """Pieces and scores, as a `tokenizer.bin` of llama2.c has them.
 
-    Raises BackendError if the library is not installed, FormatError if it refuses the file,
-    FileError if it has too few pieces or other special ids.
+    Raises BackendError without the library, FormatError for a file that it refuses, FileError for
+    too few pieces or other special ids.
     """
-    if source.size > MOST_BYTES:
-        raise FileError(source.path, f"{source.size} bytes: a vocabulary has at most {MOST_BYTES}")
+    if source.size > MAX_BYTES:
+        raise FileError(source.path, f"{source.size} bytes: a vocabulary has at most {MAX_BYTES}")
     try:
         import sentencepiece
     except ImportError:
@@ -36,12 +44,11 @@ def read_sentencepiece(
             f"{source.path}: a SentencePiece model needs the sentencepiece package: "
             "pip install 'pyllm2[sentencepiece]'"
         ) from None
-    model = sentencepiece.SentencePieceProcessor()
+    model, data = sentencepiece.SentencePieceProcessor(), source.read_all().tobytes()
     try:
-        model.LoadFromSerializedProto(source.read_all().tobytes())
+        model.LoadFromSerializedProto(data)
     except Exception as error:  # the library raises RuntimeError and others, by version
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FormatError(source.path, f"not a SentencePiece model: {first_line}") from None
+        raise FormatError(source.path, f"not a SentencePiece model{_reason(error)}") from None
 
     n = model.vocab_size()
     if vocab_size is not None and n < vocab_size:
@@ -52,17 +59,22 @@ def read_sentencepiece(
             source.path,
             f"unknown, BOS, EOS = {', '.join(map(str, specials))}: a Llama-2 tokenizer has 0, 1, 2",
         )
-    return to_vocabulary(model).cut_to(vocab_size, source.path, asked_by)
+    try:
+        return to_vocabulary(model).cut_to(vocab_size, source.path, asked_by)
+    except ValueError as error:
+        raise FormatError(source.path, str(error)) from None
 
 
 def train_sentencepiece(lines: Iterable[str], vocab_size: int, like_original: bool = False) -> Any:
-    """Train a BPE model with llama2.c's settings on lines of text; a `SentencePieceProcessor`.
+    """Train a BPE model on lines of text, as llama2.c does; returns a `SentencePieceProcessor`.
 
-    But for one: runs of spaces are kept, as the encoder of a `tokenizer.bin` keeps them. With
-    `like_original` the library collapses them, and the two encoders disagree on such text.
-    A small text may give fewer pieces than asked for; the 259 specials and bytes are always there.
+    One setting differs from llama2.c's: runs of spaces are kept, as the encoder of a
+    `tokenizer.bin` keeps them. With `like_original` the library collapses them, and the two
+    encoders disagree on such text. A small text may give fewer than `vocab_size` pieces.
 
-    Raises BackendError without the library; FileError for what it refuses: no text, no room.
+    Long lines are cut at blanks, because the library leaves out or refuses them.
+
+    Raises BackendError without the library, FileError for a text or size that it refuses.
     """
     try:
         import sentencepiece
@@ -74,7 +86,7 @@ def train_sentencepiece(lines: Iterable[str], vocab_size: int, like_original: bo
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
+            sentence_iterator=_sentences(lines),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -87,25 +99,56 @@ def train_sentencepiece(lines: Iterable[str], vocab_size: int, like_original: bo
             normalization_rule_name="identity",
             remove_extra_whitespaces=like_original,
             self_test_sample_size=0,
-            max_sentence_length=10**6,
-            num_threads=os.cpu_count() or 1,
+            max_sentence_length=8 * MAX_LINE,
+            num_threads=min(MAX_THREADS, os.cpu_count() or 1),
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[-1]
-        raise FileError("the text", f"no tokenizer can be trained on it: {reason}") from None
+        raise FileError("the text", f"no tokenizer can be trained on it{_reason(error)}") from None
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
-def to_vocabulary(model: Any) -> Vocabulary:
-    """The pieces of a loaded `SentencePieceProcessor`, by llama2.c's export rule.
+def _sentences(lines: Iterable[str]) -> Iterator[str]:
+    """The lines as the library can use all of them: without RESERVED, of at most MAX_LINE.
 
-    With examples of how the library encodes: a unigram model, read by an encoder that merges by
-    score, would give wrong ids in silence, so whoever builds the encoder compares.
+    A line is cut before a blank, which is dropped, because the library puts one in front of every
+    line; or anywhere, if it has no blank.
+    """
+    for line in lines:
+        for part in line.split(RESERVED) if RESERVED in line else (line,):
+            start = 0
+            while len(part) - start > MAX_LINE:
+                blank = part.rfind(" ", start + 1, start + MAX_LINE + 1)
+                end = start + MAX_LINE if blank < 0 else blank
+                yield part[start:end]
+                start = end + (blank >= 0)
+            if part[start:]:
+                yield part[start:]
+
+
+def _reason(error: Exception) -> str:
+    """ ": " and the library's reason, without its source lines; empty if it gives none."""
+    line = _SOURCE_LINE.sub("", (str(error).splitlines() or [""])[-1]).strip()
+    found = _TOO_MANY_CHARACTERS.search(line)
+    if found is not None:
+        return f": its characters need a vocabulary of more than {found[2]}, not {found[1]}"
+    return f": {line}" if line else ""
+
+
+def to_vocabulary(model: Any) -> Vocabulary:
+    """Pieces and scores of a `SentencePieceProcessor`, converted as llama2.c's export does.
+
+    Raises ValueError for a piece that is not UTF-8.
+
+    The examples are texts with the library's ids. The caller compares them with its own encoder,
+    which would encode text with a unigram model wrongly.
     """
     pieces, scores = [], []
     for i in range(model.vocab_size()):
-        text = model.id_to_piece(i)
+        try:
+            text = model.id_to_piece(i)
+        except UnicodeDecodeError:
+            raise ValueError(f"piece {i} is not UTF-8") from None
         if i == model.bos_id():
             text = "\n<s>\n"
         elif i == model.eos_id():

@@ -1,6 +1,6 @@
-"""tiktoken's rank files (`gpt2.tiktoken`): a line a token, its bytes in base64, a blank, its rank.
+"""tiktoken's rank files (`gpt2.tiktoken`): one line per token, its bytes in base64 and its rank.
 
-The rank is the id, and says which merge goes first. The token that ends a text is not among them.
+The rank is the id; merges of lower rank come first. End-of-text is not in the file.
 """
 
 from __future__ import annotations
@@ -9,21 +9,26 @@ import base64
 import binascii
 
 from pyllm2.errors import FileError, FormatError
-from pyllm2.formats.kinds import kind_of
+from pyllm2.formats.kinds import is_text, kind_of
 from pyllm2.formats.reader import Source
 
-MOST_BYTES = 2**28
-LONGEST = 255  # bytes of a token: what llm.c's tokenizer file can hold
+MAX_BYTES = 2**28
+MAX_LENGTH = 255  # bytes of a token, as in llm.c's tokenizer file
+
+
+def looks_like_ranks(head: bytes) -> bool:
+    """Whether this is the beginning of text whose first line has two words."""
+    return is_text(head) and len(head.split(b"\n", 1)[0].split()) == 2
 
 
 def read_ranks(source: Source) -> list[bytes]:
-    """The bytes of each token, by rank.
+    """The bytes of every token, by rank.
 
     Raises FormatError naming the line and what is wrong with it, or the rank that is missing.
     """
     path = source.path
-    if source.size > MOST_BYTES:
-        raise FileError(path, f"{source.size} bytes: a vocabulary has at most {MOST_BYTES}")
+    if source.size > MAX_BYTES:
+        raise FileError(path, f"{source.size} bytes: a vocabulary has at most {MAX_BYTES}")
     of_rank: dict[int, bytes] = {}
     lines: dict[bytes, int] = {}
     for number, line in enumerate(source.read_all().tobytes().splitlines(), 1):
@@ -34,10 +39,12 @@ def read_ranks(source: Source) -> list[bytes]:
             kind = kind_of(source.head)
             if number == 1 and kind not in (None, "plain text"):
                 raise FileError(path, f"looks like {kind}")
-            raise FormatError(path, f"line {number}: expected base64, a blank and a rank")
+            raise FormatError(path, f"line {number}: expected base64, a space and a rank")
         piece, rank = found
-        if not 1 <= len(piece) <= LONGEST:
-            raise FormatError(path, f"line {number}: {len(piece)} bytes: expected 1 to {LONGEST}")
+        if not 1 <= len(piece) <= MAX_LENGTH:
+            raise FormatError(
+                path, f"line {number}: {len(piece)} bytes: expected 1 to {MAX_LENGTH}"
+            )
         if piece in lines:
             raise FormatError(path, f"line {number}: the bytes of line {lines[piece]} again")
         if rank in of_rank:

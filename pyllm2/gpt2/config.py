@@ -1,4 +1,4 @@
-"""The hyperparameters of a GPT-2, and what must hold between them."""
+"""The hyperparameters of a GPT-2 and the rules that they obey."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pyllm2.errors import ConfigError
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """Six numbers that say the shape of everything. llm.c's words, our letters beside them.
+    """Six sizes that determine the shape of every array. Names as in llm.c.
 
-    Raises ConfigError (name, value, what must hold) if the model cannot exist.
+    Raises ConfigError (name, value, rule) for sizes that do not go together.
     """
 
     max_seq_len: int  # S    rows of the position table
@@ -19,7 +19,7 @@ class GPT2Config:
     num_layers: int  # L
     num_heads: int  # NH
     channels: int  # C
-    padded_vocab_size: int  # Vp   rows of the token table, for round sizes; V ≤ Vp
+    padded_vocab_size: int  # Vp   rows of the token table, rounded up for speed; V ≤ Vp
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -44,7 +44,7 @@ class GPT2Config:
 
     @property
     def seq_len(self) -> int:
-        """S, under the name that every model has for it."""
+        """S, under the name that Llama-2 has for it."""
         return self.max_seq_len
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -70,7 +70,7 @@ class GPT2Config:
         }
 
     def parameters(self) -> int:
-        """How many numbers are learned, the padding rows of wte included."""
+        """Number of parameters, the padding rows of wte included."""
         C, L = self.channels, self.num_layers
         tables = (self.padded_vocab_size + self.max_seq_len) * C
         return tables + L * (12 * C * C + 13 * C) + 2 * C

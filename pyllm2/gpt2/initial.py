@@ -1,4 +1,4 @@
-"""Untrained GPT-2s: the published shapes by name, and the weights that training begins with."""
+"""Untrained GPT-2s: configs by name, and initial weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyllm2 import memory
 from pyllm2.errors import UsageError
 from pyllm2.gpt2.config import GPT2Config
 from pyllm2.mersenne import MersenneTwister
-from pyllm2.training.parameters import Parameters
+from pyllm2.parameters import Parameters
 
 GPT2_VOCABULARY = 50257
 GPT2_CONTEXT, GPT3_CONTEXT = 1024, 2048
@@ -43,33 +43,34 @@ GPT3_SHAPES = {
 
 
 def descriptor(text: str, vocab_size: int | None = None) -> GPT2Config:
-    """The shape that a few letters name.
+    """The config that a name or a list of sizes describes.
 
-        d12, gpt2:d12                   GPT-2 of 12 layers
-        gpt3:c768                       GPT-3 of 768 channels
-        layers=2,heads=2,channels=64    any other; and vocab=…, context=… (50257 and 1024)
+        d12, gpt2:d12                   GPT-2 with 12 layers
+        gpt3:c768                       GPT-3 with 768 channels
+        layers=2,heads=2,channels=64    any other; optional with their defaults: vocab=… (50257),
+                                        context=… (1024)
 
-    vocab_size: what the tokenizer has, for names that say nothing about it.
+    vocab_size: that of the tokenizer, where the text has no vocab=….
 
-    Raises UsageError for a name that there is not, ConfigError for sizes that contradict.
+    Raises UsageError for any other text, ConfigError for sizes that do not go together.
     """
     V = GPT2_VOCABULARY if vocab_size is None else vocab_size
     if match := re.fullmatch(r"(?:gpt2:)?d(\d{1,9})", text, re.ASCII):
         L = int(match[1])
         if L not in GPT2_SHAPES:
-            raise UsageError(f"model {text!r}: d with {_or(GPT2_SHAPES)}")
+            raise UsageError(f"model {text!r}: expected d followed by {_or(GPT2_SHAPES)}")
         NH, C = GPT2_SHAPES[L]
         return _config(GPT2_CONTEXT, V, L, NH, C)
     if match := re.fullmatch(r"gpt3:c(\d{1,9})", text, re.ASCII):
         C = int(match[1])
         if C not in GPT3_SHAPES:
-            raise UsageError(f"model {text!r}: gpt3:c with {_or(GPT3_SHAPES)}")
+            raise UsageError(f"model {text!r}: expected gpt3:c followed by {_or(GPT3_SHAPES)}")
         L, hs = GPT3_SHAPES[C]
         return _config(GPT3_CONTEXT, V, L, C // hs, C)
-    return _from_words(text, V)
+    return _from_sizes(text, V)
 
 
-def _from_words(text: str, V: int) -> GPT2Config:
+def _from_sizes(text: str, V: int) -> GPT2Config:
     found = {"vocab": V, "context": GPT2_CONTEXT}
     words = text.split(",")
     for word in words:
@@ -77,7 +78,7 @@ def _from_words(text: str, V: int) -> GPT2Config:
         if match is None:
             raise UsageError(
                 f"model {text!r}: expected d12, gpt3:c768, or layers=…,heads=…,channels=… "
-                "and perhaps vocab=…,context=…"
+                "(optional: vocab=…,context=…)"
             )
         found[match[1]] = int(match[2])
     given = {word.partition("=")[0] for word in words}
@@ -100,11 +101,12 @@ def _or(numbers: dict[int, tuple[int, int]]) -> str:
 
 
 def initial_parameters(config: GPT2Config, seed: int = 42) -> Parameters:
-    """The weights that llm.c begins with: normal tables and matrices, in the order of PyTorch.
+    """The weights that training starts from, as in llm.c: tables and matrices normal.
 
-    Standard deviation 0.02, and 0.02/√(2L) for the two matrices of a layer whose results are
-    added to the stream, which so grows no wider with depth. Norms scale by 1; biases, and the
-    rows of wte beyond the vocabulary, are 0. See `pyllm2.mersenne` about the last bits.
+    Standard deviation 0.02, but 0.02/√(2L) for the two matrices of a layer whose results are added
+    to the residual stream, so that the stream does not grow with depth. Weights of norms are 1;
+    biases, and the rows of wte beyond the vocabulary, are 0. Arrays are drawn in PyTorch's order;
+    `pyllm2.mersenne` says which last bits differ.
 
     Raises NotEnoughMemoryError before anything is allocated.
     """

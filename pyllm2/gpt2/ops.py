@@ -1,12 +1,12 @@
-"""The specification of GPT-2's training: every op a forward and a backward, float32 arrays.
+"""The specification of GPT-2: one forward and one backward per op, on float32 arrays.
 
-Letters as in `pyllm2`: B batch, T time, C channels, NH heads, hs head size, V vocabulary, Vp the
-same padded to a round number, OC output channels. A weight matrix is (out, in).
+Letters as in `pyllm2`: B batch, T time, C channels, NH heads, hs head size, V vocabulary, Vp V
+padded to a round number, OC output channels. A weight matrix is (out, in).
 
 A backward takes the gradient of the loss with respect to each result of its forward (`dout`),
-then what the forward was given and has kept, and returns the gradient for each differentiable
-argument of the forward, in that order. Rivals (`ops_numba`, `ops_c`) have the same names in the
-same order. Fed float64, everything here computes in float64: that is how gradients are checked.
+then the forward's arguments and kept results, and returns the gradient for each differentiable
+argument, in that order. Fed float64, the ops compute in float64: that is how gradients are
+checked. Rivals (`ops_numba`, `ops_c`) have the same names in the same order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Tokens = NDArray[np.integer]
 
 EPS = np.float32(1e-5)
 ONE = np.float32(1)
-FLOOR = np.float32(-10000)  # where llm.c begins its search for the largest score
+FLOOR = np.float32(-10000)  # where llm.c starts its search for the maximum
 GELU_CUBIC = np.float32(0.044715)
 GELU_SCALE = np.sqrt(np.float32(2 / np.pi))  # one ulp below the float32 nearest to √(2/π)
 
@@ -36,13 +36,14 @@ def encoder_forward(tokens: Tokens, wte: Array, wpe: Array) -> Array:
 
 
 def encoder_backward(dout: Array, tokens: Tokens, dwte: Array, dwpe: Array) -> tuple[Array, Array]:
-    """Scatter: every position adds its dout to the row that it had looked up.
+    """Scatter: every position adds its dout to the rows that it looked up.
 
         dwte[tokens[b, t]] += dout[b, t]        dwpe[t] += dout[b, t]
 
-    dout: (B, T, C)   tokens: (B, T)   dwte: (Vp, C)   dwpe: (S, C)   ->   both, added to
-    A token that occurs twice adds twice: `dwte[tokens] += dout` would keep only the last. Here
-    gradients so far come in, because wte is the classifier too and that part is there already.
+    dout: (B, T, C)   tokens: (B, T)   dwte: (Vp, C)   dwpe: (S, C)   ->   new dwte, dwpe
+    A token that occurs twice adds twice: `dwte[tokens] += dout` would keep only the last. The
+    arguments are the gradients so far: wte is also the classifier, whose part has been computed
+    by then.
     """
     _, T, _ = dout.shape
     dwte, dwpe = dwte.copy(), dwpe.copy()
@@ -52,7 +53,7 @@ def encoder_backward(dout: Array, tokens: Tokens, dwte: Array, dwpe: Array) -> t
 
 
 def layernorm_forward(x: Array, w: Array, b: Array) -> tuple[Array, Array, Array]:
-    """Each position to mean 0 and variance 1, then scaled and shifted (Ba et al. 2016).
+    """Normalise each position to mean 0 and variance 1, then scale and shift (Ba et al. 2016).
 
         out = (x - mean) · rstd · w + b        rstd = 1 / √(var + 1e-5)
 
@@ -73,8 +74,8 @@ def layernorm_backward(
         dx = (g - mean(g) - n · mean(g · n)) · rstd        dw = Σ n · dout        db = Σ dout
 
     dout, x: (B, T, C)   w: (C,)   mean, rstd: (B, T)   ->   dx: (B, T, C)   dw, db: (C,)
-    The step that people get wrong: x reaches out three ways, directly, through the mean and
-    through rstd. Each of the last two costs a projection: dx has no part along 1 and none along n.
+    The step that people get wrong: out depends on x directly, through the mean and through rstd.
+    Each of the last two subtracts a projection: dx has no part along 1 and none along n.
     """
     n = (x - mean[..., None]) * rstd[..., None]
     g = dout * w
@@ -90,19 +91,19 @@ def matmul_forward(x: Array, w: Array, b: Array | None = None) -> Array:
     x: (B, T, C)   w: (OC, C)   b: (OC,), or none   ->   (B, T, OC)
     """
     B, T, C = x.shape
-    out = x.reshape(B * T, C) @ w.T  # one large product, where (B, T, C) @ would make B small ones
+    out = x.reshape(B * T, C) @ w.T  # one large product instead of B small ones
     if b is not None:
         out += b
     return out.reshape(B, T, -1)
 
 
 def matmul_backward(dout: Array, x: Array, w: Array) -> tuple[Array, Array, Array]:
-    """Sums over whatever index the result does not have:
+    """Each sum is over the index that its result does not have:
 
         dx[n, i] = Σ_o dout[n, o] · w[o, i]    dw[o, i] = Σ_n dout[n, o] · x[n, i]    db = Σ_n dout
 
     dout: (B, T, OC)   x: (B, T, C)   w: (OC, C)   ->   dx: (B, T, C)   dw: (OC, C)   db: (OC,)
-    The step that people get wrong is the transpose: shapes alone decide it, except for C = OC.
+    The step that people get wrong is the transpose: shapes reveal it, unless C = OC.
     """
     B, T, C = x.shape
     rows, drows = x.reshape(B * T, C), dout.reshape(B * T, -1)
@@ -110,15 +111,15 @@ def matmul_backward(dout: Array, x: Array, w: Array) -> tuple[Array, Array, Arra
 
 
 def attention_forward(qkv: Array, NH: int, first: int = 0) -> tuple[Array, Array]:
-    """Causal scaled dot-product attention in every head (Vaswani et al. 2017).
+    """Causal scaled dot-product attention, head by head (Vaswani et al. 2017).
 
         out[t] = Σ_s att[t, s] · v[s]        att[t] = softmax(q[t] · k[0..t] / √hs)
 
-    qkv: (B, P, 3C), in a row all queries, then keys, then values, of each NH heads abreast
+    qkv: (B, P, 3C); a row holds the queries of all heads, then the keys, then the values
     ->   out: (B, T, C)   att: (B, NH, T, P), zero for s after t
-    The queries are those from position `first` on, T = P - first: all while training, the last
-    ones when the rows before come from a cache. As in llm.c the largest score is sought from
-    -10000 upwards, so a row that is wholly below gives zeros.
+    The queries are those from position `first` on, T = P - first: in training all of them, with a
+    cache the new ones. As in llm.c the maximum starts at -10000, so a row with smaller scores only
+    gives zeros.
     """
     B, P, C3 = qkv.shape
     q, k, v = _heads(qkv, NH)  # (B, NH, P, hs) each
@@ -134,7 +135,7 @@ def attention_forward(qkv: Array, NH: int, first: int = 0) -> tuple[Array, Array
 
 
 def attention_backward(dout: Array, qkv: Array, att: Array) -> Array:
-    """Backwards through the weighted sum, the softmax, the scores:
+    """Back through the weighted sum, the softmax, the scores:
 
         datt = dout · vᵀ                                     dv = attᵀ · dout
         dscores = att ∘ (datt - Σ_s att · datt)
@@ -142,8 +143,8 @@ def attention_backward(dout: Array, qkv: Array, att: Array) -> Array:
 
     dout: (B, T, C)   qkv: (B, T, 3C)   att: (B, NH, T, T)   ->   dqkv: (B, T, 3C)
     The step that people get wrong is the softmax: every weight of a row depends on every score of
-    it. Its Jacobian is diag(a) - a·aᵀ; applied to datt that is the line above, in O(T²), where
-    llm.c multiplies it out in O(T³). Masked places need no mask: att is 0 there.
+    that row. Its Jacobian is diag(a) - a·aᵀ; applied to datt it gives the line above in O(T²),
+    where llm.c multiplies the matrix in O(T³). No mask is needed: att is 0 where it would be.
     """
     B, T, C = dout.shape
     NH = att.shape[1]
@@ -183,8 +184,8 @@ def gelu_backward(dout: Array, x: Array) -> Array:
         dx = dout · (½ (1 + tanh a) + x/2 · sech²a · √(2/π) · (1 + 3 · 0.044715 x²))
 
     dout, x: any shape   ->   the same
-    The step that people get wrong is the last factor, the derivative of a. cosh overflows where
-    |a| > 89, and 1/∞ = 0 is then the right limit.
+    The step that people get wrong is the last factor, the derivative of a. Where |a| > 89 cosh
+    overflows, and 1/∞ = 0 is the right limit.
     """
     a = GELU_SCALE * (x + GELU_CUBIC * x * x * x)
     with np.errstate(over="ignore"):
@@ -196,7 +197,7 @@ def gelu_backward(dout: Array, x: Array) -> Array:
 
 
 def residual_forward(a: Array, b: Array) -> Array:
-    """The stream and what a block adds to it: a + b.
+    """Add a block's result to the residual stream: a + b.
 
     a, b: (B, T, C)   ->   (B, T, C)
     """
@@ -204,7 +205,7 @@ def residual_forward(a: Array, b: Array) -> Array:
 
 
 def residual_backward(dout: Array) -> tuple[Array, Array]:
-    """A sum hands its gradient on to both, unchanged.
+    """Both terms of a sum get its gradient unchanged.
 
     dout: (B, T, C)   ->   da, db: (B, T, C)
     """
@@ -212,12 +213,12 @@ def residual_backward(dout: Array) -> tuple[Array, Array]:
 
 
 def softmax_forward(logits: Array, V: int) -> Array:
-    """Positive rows that sum to one, over the V real entries of Vp; padding gets 0.
+    """Positive rows that sum to one over the first V of Vp entries; the padding becomes 0.
 
         probs = exp(logits - max) / Σ exp(logits - max)
 
     logits: (B, T, Vp)   ->   (B, T, Vp)
-    The largest is sought from -10000 upwards, as in llm.c: a row wholly below is NaN.
+    As in llm.c the maximum starts at -10000: a row with smaller logits only becomes NaN.
     """
     probs = np.zeros_like(logits)
     largest = np.maximum(logits[..., :V].max(axis=-1, keepdims=True), FLOOR)
@@ -228,22 +229,22 @@ def softmax_forward(logits: Array, V: int) -> Array:
 
 
 def crossentropy_forward(probs: Array, targets: Tokens) -> Array:
-    """How surprised the model was by what came: -log(probs[target]), in nats.
+    """The loss at each position in nats: -log(probs[target]).
 
     probs: (B, T, Vp)   targets: (B, T) in [0, V)   ->   (B, T)
-    A probability that has underflowed to 0 gives infinity, as in llm.c.
+    A probability that underflowed to 0 gives infinity, as in llm.c.
     """
     with np.errstate(divide="ignore"):
         return -np.log(np.take_along_axis(probs, targets[..., None], axis=-1)[..., 0])
 
 
 def crossentropy_softmax_backward(dlosses: Array, probs: Array, targets: Tokens, V: int) -> Array:
-    """Through loss and softmax at once, where almost everything cancels:
+    """Back through loss and softmax at once, where almost everything cancels:
 
         dlogits[i] = (probs[i] - [i = target]) · dloss
 
     dlosses, targets: (B, T)   probs: (B, T, Vp)   ->   (B, T, Vp), padding 0
-    Taken apart, 1/probs of the one would meet probs of the other, and 0/0 where it underflows.
+    Separately, 1/probs would be multiplied by probs: 0/0 where a probability underflowed.
     """
     dlogits = np.zeros_like(probs)
     dlogits[..., :V] = probs[..., :V]

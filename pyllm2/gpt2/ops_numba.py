@@ -1,10 +1,9 @@
-"""The ops of `ops.py` in Numba: same names, same order, loops explicit.
+"""The ops of `ops.py` in Numba: the same names in the same order, with explicit loops.
 
 `Ops("fast")` lets LLVM reorder sums and fuse multiply-add, and shares rows, outputs or heads
-between threads. `Ops("strict")` compiles the very same loops with neither: every sum in ascending
-order from +0 (of a linear layer from the bias), each step rounded to float32, libm's float32
-functions, one thread. That is the order of llm.c's CPU trainer, so the two agree to the last bit.
-The loops are over contiguous arrays.
+between threads. `Ops("strict")` compiles the same loops without that: every sum in ascending order
+from +0 (of a linear layer from the bias), each step rounded to float32, float32 functions of libm,
+one thread. That is the order of llm.c's CPU trainer, and the two agree to the last bit.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import math
 import numpy as np
 from numba import prange
 
-from pyllm2 import numba_build
+from pyllm2.compiling import numba_build
 
 ZERO = np.float32(0)
 ONE = np.float32(1)
@@ -85,7 +84,7 @@ def layernorm_backward(dout, x, w, mean, rstd):
         for c in range(C):
             norm = (x[n, c] - m) * s
             dx[n, c] = (w[c] * dout[n, c] - along_one - norm * along_n) * s
-    for n in range(B * T):  # not shared out: all rows add to the same C numbers
+    for n in range(B * T):  # serial: every row adds to the same C numbers
         for c in range(C):
             dw[c] += (x[n, c] - mean[n]) * rstd[n] * dout[n, c]
             db[c] += dout[n, c]
@@ -157,7 +156,7 @@ def attention_forward(qkv, NH, first=0):
 
 
 def attention_backward(dout, qkv, att, jacobian):
-    """jacobian: multiply that of the softmax out as llm.c does, in O(T³); else in O(T²)."""
+    """jacobian: multiply by the whole Jacobian of the softmax, O(T³), as llm.c does; else O(T²)."""
     (B, T, C), NH = dout.shape, att.shape[1]
     hs = C // NH
     scale = ONE / np.float32(math.sqrt(np.float32(hs)))
@@ -258,7 +257,7 @@ def crossentropy_forward(probs, targets):
     for b in range(B):
         for t in range(T):
             p = probs[b, t, targets[b, t]]
-            # Plain Python has no logarithm of 0.
+            # Plain Python raises for log(0).
             losses[b, t] = INFINITY if p == ZERO else -math.log(p)
     return losses
 
@@ -273,21 +272,15 @@ def crossentropy_softmax_backward(dlosses, probs, targets, V):
     return dlogits.reshape(B, T, Vp)
 
 
-_OPS = (
-    encoder_forward, encoder_backward, layernorm_forward, layernorm_backward,
-    matmul_forward, matmul_backward, attention_forward, attention_backward,
-    gelu_forward, gelu_backward, residual_forward, residual_backward,
-    softmax_forward, crossentropy_forward, crossentropy_softmax_backward,
-)  # fmt: skip
-
-
 class Ops(numba_build.Ops):
-    """One build of every function above, as an ops module; arrays may lie as they like."""
+    """One build of every function above, as an ops module; arrays need not be contiguous."""
 
     def __init__(self, build: str, threads: int | None = None) -> None:
-        super().__init__(_OPS, build, threads)
-        for function in _OPS:
-            kernel = numba_build.with_one_signature(getattr(self, function.__name__), function)
+        functions = numba_build.public_functions(__name__)
+        super().__init__(functions, build, threads)
+        for function in functions:
+            name = function.__name__
+            one = numba_build.with_one_signature(getattr(self, name), function)
             if function is attention_backward:
-                kernel = functools.partial(kernel, jacobian=build == "strict")
-            setattr(self, function.__name__, kernel)
+                one = functools.partial(one, jacobian=build == "strict")
+            setattr(self, name, one)

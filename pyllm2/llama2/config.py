@@ -1,4 +1,4 @@
-"""The hyperparameters of a Llama-2, and what must hold between them."""
+"""The hyperparameters of a Llama-2 and the rules that they obey."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pyllm2.errors import ConfigError
 
 @dataclass(frozen=True)
 class Llama2Config:
-    """Seven numbers that say the shape of everything. Upstream's words, our letters beside them.
+    """Seven sizes that determine the shape of every array. Names as in llama2.c.
 
-    Raises ConfigError (name, value, what must hold) if the model cannot exist. Two constants
-    belong to every model and are in no file: norm epsilon 1e-5 and RoPE base 10000.
+    Every model also has norm epsilon 1e-5 and RoPE base 10000, which no file contains.
+
+    Raises ConfigError (name, value, rule) for sizes that do not go together.
     """
 
     dim: int  # C    channels
@@ -52,8 +53,26 @@ class Llama2Config:
         """Width of a row of keys or values, NKV · hs."""
         return self.n_kv_heads * self.head_size
 
+    def shapes(self, shared_classifier: bool = True) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every learned array; a classifier of its own comes last."""
+        C, F, L, KV = self.dim, self.hidden_dim, self.n_layers, self.kv_dim
+        return {
+            "token_embedding": (self.vocab_size, C),
+            "attention_norm": (L, C),
+            "wq": (L, C, C),
+            "wk": (L, KV, C),
+            "wv": (L, KV, C),
+            "wo": (L, C, C),
+            "ffn_norm": (L, C),
+            "w1": (L, F, C),
+            "w2": (L, C, F),
+            "w3": (L, F, C),
+            "final_norm": (C,),
+            **({} if shared_classifier else {"classifier": (self.vocab_size, C)}),
+        }
+
     def parameters(self, shared_classifier: bool = True) -> int:
-        """How many numbers are learned; a shared classifier is counted once."""
+        """Number of parameters; a shared classifier is counted once."""
         C, F, L, V = self.dim, self.hidden_dim, self.n_layers, self.vocab_size
         per_layer = 2 * C + 2 * C * C + 2 * self.kv_dim * C + 3 * C * F
         return V * C * (1 if shared_classifier else 2) + L * per_layer + C

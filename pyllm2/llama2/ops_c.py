@@ -1,102 +1,178 @@
-"""The ops of `ops.py` over csrc/llama2.c: same names, same order, same shapes.
+"""The ops of `ops.py` in C: the same names, order and shapes, over csrc/llama2.
 
-Those of `ops_backward.py` come from `ops_backward_c`.
-
-`Ops("fast")` and `Ops("strict")` are the two builds. Each method checks nothing (the border has)
-and hands pointers to C; loops and comments are in csrc/llama2.c.
+`Ops("fast")` and `Ops("strict")` are the two builds. The methods do not check values; loops and
+comments are in csrc/llama2/ops.c. The last three are whole passes of a model, which give the
+results of the composition of the ops.
 """
 
 from __future__ import annotations
 
-from ctypes import Structure, c_int32, c_int64, c_void_p
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm2.c_library import Library, floats, int8, int32, pointer
-from pyllm2.llama2.ops_backward_c import BackwardOps
+from pyllm2.compiling.c_library import (
+    KeptBuffers,
+    Library,
+    floats,
+    int8,
+    int32,
+    library,
+    writeable,
+)
 
 Array = NDArray[np.float32]
 Int8 = NDArray[np.int8]
+Tokens = NDArray[np.integer]
 
 
-class Ops(BackwardOps):
+class Ops:
     """One build of the C library, as an ops module."""
 
     def __init__(self, build: str, threads: int | None = None) -> None:
-        super().__init__(build, threads)
         self.build = build
-        self._call = Library("llama2", build, threads).call
+        self._c = library("llama2", build, threads)
+        self._buffers = KeptBuffers(lambda config, B, T: _Buffers(self._c, config, B, T))
 
-    def embedding(self, tokens: NDArray[np.integer], table: Array) -> Array:
+    def embedding(self, tokens: Tokens, table: Array) -> Array:
         tokens, table = int32(tokens), floats(table)
         T, C = len(tokens), table.shape[1]
         out = np.empty((T, C), np.float32)
-        self._call("embedding", out, tokens, table, T, C)
+        self._c.embedding(out, tokens, table, T, C)
         return out
+
+    def embedding_backward(self, dout: Array, tokens: Tokens, dtable: Array) -> Array:
+        dout, tokens = floats(dout), int32(tokens)
+        dtable = np.array(dtable, np.float32, order="C")
+        self._c.embedding_backward(dtable, dout, tokens, *dout.shape)
+        return dtable
 
     def rmsnorm(self, x: Array, weight: Array) -> Array:
         x, weight = floats(x), floats(weight)
         out = np.empty_like(x)
-        self._call("rmsnorm", out, x, weight, *x.shape)
+        self._c.rmsnorm(out, x, weight, *x.shape)
         return out
+
+    def rmsnorm_backward(self, dout: Array, x: Array, weight: Array) -> tuple[Array, Array]:
+        dout, x, weight = floats(dout), floats(x), floats(weight)
+        dx, dweight = np.empty_like(x), np.empty_like(weight)
+        self._c.rmsnorm_backward(dx, dweight, dout, x, weight, *x.shape)
+        return dx, dweight
 
     def matmul(self, x: Array, w: Array) -> Array:
         x, w = floats(x), floats(w)
         (T, C), OC = x.shape, len(w)
         out = np.empty((T, OC), np.float32)
-        self._call("matmul", out, x, w, T, C, OC)
+        self._c.matmul(out, x, w, T, C, OC)
         return out
+
+    def matmul_backward(self, dout: Array, x: Array, w: Array) -> tuple[Array, Array]:
+        dout, x, w = floats(dout), floats(x), floats(w)
+        dx, dw = np.empty_like(x), np.empty_like(w)
+        self._c.matmul_backward(dx, dw, dout, x, w, *x.shape, len(w))
+        return dx, dw
 
     def rope_tables(self, S: int, hs: int) -> tuple[Array, Array]:
         cos, sin = np.empty((S, hs // 2), np.float32), np.empty((S, hs // 2), np.float32)
-        self._call("rope_tables", cos, sin, S, hs)
+        self._c.rope_tables(cos, sin, S, hs)
         return cos, sin
 
     def rope(self, x: Array, cos: Array, sin: Array) -> Array:
         x, cos, sin = floats(x), floats(cos), floats(sin)
         out = np.empty_like(x)
-        self._call("rope", out, x, cos, sin, *x.shape)
+        self._c.rope(out, x, cos, sin, *x.shape)
         return out
+
+    def rope_backward(self, dout: Array, cos: Array, sin: Array) -> Array:
+        dout, cos, sin = floats(dout), floats(cos), floats(sin)
+        dx = np.empty_like(dout)
+        self._c.rope_backward(dx, dout, cos, sin, *dout.shape)
+        return dx
 
     def softmax(self, x: Array) -> Array:
         x = floats(x)
         out = np.empty_like(x)
         C = x.shape[-1]
-        self._call("softmax", out, x, x.size // C, C)
+        self._c.softmax(out, x, x.size // C, C)
         return out
 
     def attention(self, q: Array, k: Array, v: Array) -> Array:
         q, k, v = floats(q), floats(k), floats(v)
         (T, NH, hs), (P, NKV, _) = q.shape, k.shape
         out, att = np.empty((T, NH * hs), np.float32), np.empty((NH, P), np.float32)
-        self._call("attention", out, att, q, k, v, T, P, NH, NKV, hs)
+        self._c.attention(out, att, q, k, v, T, P, NH, NKV, hs)
         return out
+
+    def attention_forward(
+        self, q: Array, k: Array, v: Array, keep: Array | None = None
+    ) -> tuple[Array, Array]:
+        q, k, v, keep = floats(q), floats(k), floats(v), None if keep is None else floats(keep)
+        (B, T, NH, hs), NKV = q.shape, k.shape[2]
+        out, att = np.empty((B, T, NH * hs), np.float32), np.empty((B, NH, T, T), np.float32)
+        self._c.attention_forward(out, att, q, k, v, keep, B, T, NH, NKV, hs)
+        return out, att
+
+    def attention_backward(
+        self, dout: Array, q: Array, k: Array, v: Array, att: Array, keep: Array | None = None
+    ) -> tuple[Array, Array, Array]:
+        dout, q, k, v, att = map(floats, (dout, q, k, v, att))
+        keep = None if keep is None else floats(keep)
+        (B, T, NH, hs), NKV = q.shape, k.shape[2]
+        dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+        datt, sizes = np.empty((B, NKV, T), np.float32), (B, T, NH, NKV, hs)
+        self._c.attention_backward(dq, dk, dv, datt, dout, q, k, v, att, keep, *sizes)
+        return dq, dk, dv
 
     def residual(self, x: Array, y: Array) -> Array:
         x, y = floats(x), floats(y)
         out = np.empty_like(x)
-        self._call("residual", out, x, y, *x.shape)
+        self._c.residual(out, x, y, *x.shape)
         return out
 
     def swiglu(self, gate: Array, up: Array) -> Array:
         gate, up = floats(gate), floats(up)
         out = np.empty_like(gate)
-        self._call("swiglu", out, gate, up, *gate.shape)
+        self._c.swiglu(out, gate, up, *gate.shape)
         return out
+
+    def swiglu_backward(self, dout: Array, gate: Array, up: Array) -> tuple[Array, Array]:
+        dout, gate, up = floats(dout), floats(gate), floats(up)
+        dgate, dup = np.empty_like(gate), np.empty_like(up)
+        self._c.swiglu_backward(dgate, dup, dout, gate, up, gate.size)
+        return dgate, dup
+
+    def dropout(self, x: Array, keep: Array | None) -> Array:
+        if keep is None:
+            return x
+        x, keep = floats(x), floats(keep)
+        out = np.empty_like(x)
+        self._c.dropout(out, x, keep, x.size)
+        return out
+
+    def crossentropy_forward(self, logits: Array, targets: Tokens) -> tuple[Array, Array]:
+        logits, targets = floats(logits), int32(targets)
+        losses, probs = np.empty(targets.shape, np.float32), np.empty_like(logits)
+        self._c.crossentropy_forward(losses, probs, logits, targets, *logits.shape)
+        return losses, probs
+
+    def crossentropy_backward(self, dlosses: Array, probs: Array, targets: Tokens) -> Array:
+        dlosses, probs, targets = floats(dlosses), floats(probs), int32(targets)
+        dlogits = np.empty_like(probs)
+        self._c.crossentropy_backward(dlogits, dlosses, probs, targets, *probs.shape)
+        return dlogits
 
     def quantize(self, x: Array, group_size: int) -> tuple[Int8, Array]:
         x = floats(x)
         T, C = x.shape
         values, scales = np.empty((T, C), np.int8), np.empty((T, C // group_size), np.float32)
-        self._call("quantize", values, scales, x, T, C, group_size)
+        self._c.quantize(values, scales, x, T, C, group_size)
         return values, scales
 
     def dequantize(self, values: Int8, scales: Array, group_size: int) -> Array:
         values, scales = int8(values), floats(scales)
         out = np.empty(values.shape, np.float32)
-        self._call("dequantize", out, values, scales, values.size, group_size)
+        self._c.dequantize(out, values, scales, values.size, group_size)
         return out
 
     def matmul_q8(
@@ -105,127 +181,127 @@ class Ops(BackwardOps):
         x, x_scales, w, w_scales = int8(x), floats(x_scales), int8(w), floats(w_scales)
         (T, C), OC = x.shape, len(w)
         out = np.empty((T, OC), np.float32)
-        self._call("matmul_q8", out, x, x_scales, w, w_scales, T, C, OC, group_size)
+        self._c.matmul_q8(out, x, x_scales, w, w_scales, T, C, OC, group_size)
         return out
 
-    def forward(
-        self,
-        model: Any,
-        tokens: NDArray[np.integer],
-        pos: int,
-        cache: Any,
-        last_only: bool = False,
-    ) -> Array:
-        """`Llama2.forward` as one call of C: the same ops in the same order, without us between.
+    # ---- whole passes --------------------------------------------------------------------------
 
-        The cache is the one that Python holds; scratch buffers stay with it from call to call.
-        """
+    def forward(
+        self, model: Any, tokens: Tokens, pos: int, cache: Any, last_only: bool = False
+    ) -> Array:
+        """`Llama2.forward` in one call of C. The buffers stay with the cache between calls."""
         tokens = int32(tokens)
         T = len(tokens)
-        scratch = getattr(cache, "c_scratch", None)
-        if scratch is None or scratch.state.max_tokens < T:
-            scratch = cache.c_scratch = _Scratch(model, cache, T)
+        state = cache.engine_state
+        if state is None or state.buffers.max_tokens < T:
+            state = cache.engine_state = _State(self._c, model, cache, T)
         logits = np.empty((1 if last_only else T, model.config.vocab_size), np.float32)
-        structs = (scratch.state, scratch.config, scratch.weights)
-        self._call("forward", logits, *structs, tokens, T, pos, c_int32(not last_only))
+        structs = state.buffers, state.cache, state.config, state.weights
+        self._c.forward(logits, *structs, tokens, T, pos, not last_only)
         return logits
 
+    def losses(self, model: Any, tokens: Tokens, targets: Tokens) -> Array:
+        """`TrainableLlama2.losses` in one call of C.
 
-_CONFIG = (
-    "dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len",
-)  # fmt: skip
-_WEIGHTS = (
-    "token_embedding", "attention_norm", "wq", "wk", "wv", "wo", "ffn_norm", "w1", "w2", "w3",
-    "final_norm", "classifier",
-)  # fmt: skip
-_VECTORS = ("token_embedding", "attention_norm", "ffn_norm", "final_norm")
+        The activations of the latest shape are kept for the next call. Threads that use this
+        object at the same time wait for one another.
+        """
+        tokens, targets = int32(tokens), int32(targets)
+        with self._buffers.of(model.config, *tokens.shape) as buffers:
+            return self._losses(buffers, self._parameters(model.params), tokens, targets)
 
+    def add_gradient(
+        self, model: Any, tokens: Tokens, targets: Tokens, dloss: float, grads: Any, fresh: bool
+    ) -> Array:
+        """`TrainableLlama2.add_gradient` in two calls of C, with the buffers of `losses`.
 
-class _Config(Structure):
-    _fields_ = [(name, c_int32) for name in (*_CONFIG, "shared_classifier", "group_size")]
+        The gradient of a micro-batch is summed by itself before it is added to grads.
+        """
+        tokens, targets = int32(tokens), int32(targets)
+        gradient = grads if fresh else grads.zeros_like()
+        dparams = self._c.struct("parameters", **{n: writeable(gradient[n]) for n in gradient})
+        params = self._parameters(model.params)
+        with self._buffers.of(model.config, *tokens.shape) as buffers:
+            losses = self._losses(buffers, params, tokens, targets)
+            structs = dparams, buffers.gradients(), buffers.acts, buffers.config, params
+            sizes = tokens.shape
+            self._c.training_backward(*structs, tokens, targets, float(dloss), *sizes)
+        if not fresh:
+            grads.flat += gradient.flat
+        return losses
 
+    def _losses(self, buffers: _Buffers, params: Any, tokens: Tokens, targets: Tokens) -> Array:
+        structs = buffers.acts, buffers.config, params
+        self._c.training_forward(*structs, tokens, targets, *tokens.shape)
+        return buffers.losses.reshape(tokens.shape).copy()
 
-class _Matrix(Structure):
-    """llama2_matrix: float32, or int8 values and scales; elements from layer to layer."""
-
-    _fields_ = [
-        ("floats", c_void_p),
-        ("values", c_void_p),
-        ("scales", c_void_p),
-        ("stride", c_int64),
-    ]
-
-
-class _Weights(Structure):
-    _fields_ = [(name, c_void_p if name in _VECTORS else _Matrix) for name in _WEIGHTS]
-
-
-class _State(Structure):
-    """llama2_state: two sizes, the caches, then buffers of at most max_tokens rows."""
-
-    _fields_ = [
-        ("cache_length", c_int64),
-        ("max_tokens", c_int64),
-        *(
-            (name, c_void_p)
-            for name in (
-                "key_cache", "value_cache", "x", "y", "q", "o", "proj", "gate", "up", "hidden",
-                "ffn", "att", "cos", "sin", "input_scales", "input_values",
-            )
-        ),
-    ]  # fmt: skip
+    def _parameters(self, params: Any) -> Any:
+        return self._c.struct("parameters", **{name: floats(params[name]) for name in params})
 
 
-def _layers_apart(a: NDArray[Any]) -> NDArray[Any]:
-    """The array itself if the matrix of each layer is contiguous, else a contiguous copy."""
-    rows_follow = a.strides[-2:] == (a.shape[-1] * a.itemsize, a.itemsize)
-    return a if rows_follow else np.ascontiguousarray(a)
+class _Buffers:
+    """Activations of one batch shape, and the workspace of a backward pass once it is needed."""
+
+    def __init__(self, c: Library, config: Any, B: int, T: int) -> None:
+        self._c, self._sizes = c, (B, T)
+        self.config = _config(c, config, shared_classifier=1)
+        self.acts = c.struct("activations")
+        self.memory = np.empty(c.activation_floats(self.config, B, T), np.float32)
+        c.activations_bind(self.acts, self.config, self.memory, B, T)
+        self.losses = self.memory[-B * T :]  # the last of the buffers
+        self.workspace: Array | None = None
+
+    def gradients(self) -> Any:
+        """The workspace, with arbitrary contents."""
+        B, T = self._sizes
+        if self.workspace is None:
+            self.workspace = np.empty(self._c.gradient_floats(self.config, B, T), np.float32)
+        gradients = self._c.struct("gradients")
+        self._c.gradients_bind(gradients, self.config, self.workspace, B, T)
+        return gradients
 
 
-class _Scratch:
-    """The three structs that llama2_forward reads, and the arrays they point into."""
+class _State:
+    """The structs that `llama2_forward` reads, over the arrays of a model and a cache."""
 
-    def __init__(self, model: Any, cache: Any, T: int) -> None:
-        config, w = model.config, model.weights
-        matrices = {name: getattr(w, name) for name in _WEIGHTS if name not in _VECTORS}
+    def __init__(self, c: Library, model: Any, cache: Any, T: int) -> None:
+        config, w, S = model.config, model.weights, cache.positions
+        matrices = {name: getattr(w, name) for name in "wq wk wv wo w1 w2 w3 classifier".split()}
+        vectors = "token_embedding attention_norm ffn_norm final_norm".split()
         group_size = getattr(w.wq, "group_size", 0)  # 0: the matrices are float32
+        shared = matrices["classifier"] is None
+        if shared:
+            matrices["classifier"] = w.token_embedding
         assert all(getattr(a, "group_size", 0) == group_size for a in matrices.values())
-        C, F, S = config.dim, config.hidden_dim, cache.positions
-        sizes = dict.fromkeys(("x", "y", "q", "o", "proj", "ffn"), T * C)
-        sizes |= dict.fromkeys(("gate", "up", "hidden"), T * F)
-        sizes |= dict.fromkeys(("cos", "sin"), T * config.head_size // 2)
-        sizes["att"] = config.n_heads * S
-        sizes["input_scales"] = T * (max(C, F) // group_size) if group_size else 0
-        self.buffers: dict[str, NDArray[Any]] = {
-            name: np.empty(size, np.float32) for name, size in sizes.items()
-        }
-        self.buffers["input_values"] = np.empty(T * max(C, F) if group_size else 0, np.int8)
-        self.buffers |= {"key_cache": cache.keys, "value_cache": cache.values}
-        self.arrays: list[NDArray[Any]] = []  # what the weights point at: alive as long as we are
-        self.weights = _Weights(
-            **{name: self._point(floats(getattr(w, name))) for name in _VECTORS},
-            **{name: self._matrix(a) for name, a in matrices.items()},
+        self.weights = c.struct(
+            "weights",
+            **{name: floats(getattr(w, name)) for name in vectors},
+            **{name: _matrix(c, a) for name, a in matrices.items()},
         )
-        if w.classifier is None:
-            self.weights.classifier = self._matrix(w.token_embedding)
-        numbers = (getattr(config, name) for name in _CONFIG)
-        self.config = _Config(*numbers, w.classifier is None, group_size)
-        pointers = {name: pointer(a) for name, a in self.buffers.items()}
-        self.state = _State(cache_length=S, max_tokens=T, **pointers)
+        self.config = _config(c, config, shared_classifier=shared, group_size=group_size)
+        self.cache = c.struct("cache", positions=S, keys=cache.keys, values=cache.values)
+        self.buffers = c.struct("state")
+        self.memory = np.empty(c.state_floats(self.config, S, T), np.float32)
+        c.state_bind(self.buffers, self.config, self.memory, S, T)
 
-    def _point(self, a: NDArray[Any]) -> c_void_p:
-        self.arrays.append(a)
-        return pointer(a)
 
-    def _matrix(self, w: Any) -> _Matrix:
-        """Of float32 an array, of int8 an object with values and scales; layers may be apart."""
-        if w is None:
-            return _Matrix()
-        if not hasattr(w, "group_size"):
-            a = floats(w)
-            return _Matrix(floats=self._point(a), stride=a.strides[0] // 4)
-        values = _layers_apart(np.asarray(w.values, dtype=np.int8))
-        scales = floats(w.scales)
-        return _Matrix(
-            values=self._point(values), scales=self._point(scales), stride=values.strides[0]
-        )
+def _config(c: Library, config: Any, **more: int) -> Any:
+    """The C struct of a `Llama2Config`; `more` are fields that the Python class lacks."""
+    numbers = {name: getattr(config, name) for name in c.fields("config") if hasattr(config, name)}
+    return c.struct("config", **{**numbers, **more})
+
+
+def _matrix(c: Library, w: Any) -> Any:
+    """The C struct of float32 matrices, or of int8 ones: an object with values and scales."""
+    if not hasattr(w, "group_size"):
+        a = floats(w)
+        return c.struct("matrix", floats=a, stride=a.strides[0] // 4)
+    values = _rows_contiguous(np.asarray(w.values, dtype=np.int8))
+    first = values if values.ndim == 2 else values[0]  # layers may be apart, as in a file
+    return c.struct("matrix", values=first, scales=floats(w.scales), stride=values.strides[0])
+
+
+def _rows_contiguous(a: NDArray[Any]) -> NDArray[Any]:
+    """The array itself if each layer's matrix is contiguous, else a contiguous copy."""
+    contiguous = a.strides[-2:] == (a.shape[-1] * a.itemsize, a.itemsize)
+    return a if contiguous else np.ascontiguousarray(a)

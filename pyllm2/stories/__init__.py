@@ -1,6 +1,6 @@
-"""The model in the box: a small Llama that writes stories, trained by this project.
+"""The bundled model: a small Llama that writes stories, trained by this project.
 
-How it was made, and from what, is in README.md beside it.
+README.md in this folder says how it was made and from what data.
 """
 
 from __future__ import annotations

@@ -1,76 +1,78 @@
-"""Gradients against central differences: the specification in float64, then rivals by its bounds.
+"""Check gradients: the specification against finite differences, backends against its bounds.
 
-The one judge of a backward that knows nothing but its forward. The NumPy ops compute in float64
-when fed float64, and there differences are good to nine digits or so; a float32 backend is then
-held to the bound around the formula that passed.
+Finite differences test a backward knowing nothing but its forward. The NumPy ops compute in float64
+on float64 inputs, where differences are good to about nine digits. A float32 backend is then
+checked against the bound around the formula that has passed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyllm2.backends import Engine
+from pyllm2.parameters import Parameters
 from pyllm2.testing.bounds import Array64, Bounded
-from pyllm2.testing.gpt2_gradients import GPT2_GRADIENTS
+from pyllm2.testing.gpt2.gradients import GRADIENTS as GPT2
 from pyllm2.testing.gradients import Gradients
-from pyllm2.testing.llama2_gradients import LLAMA2_GRADIENTS
-from pyllm2.training.parameters import Parameters
+from pyllm2.testing.llama2.gradients import GRADIENTS as LLAMA2
+from pyllm2.testing.model_bound import training_bound
 
 STEP = 2.0**-11
-ROUNDINGS = 100 * 2.0**-53  # of a forward in float64, relative to what it puts out
-MODELS = {"gpt2": GPT2_GRADIENTS, "llama2": LLAMA2_GRADIENTS}
+ROUNDINGS = 100 * 2.0**-53  # relative error of a forward in float64
+MODELS = {"gpt2": GPT2, "llama2": LLAMA2}
 NAMES = tuple(f"{of}.{name}" for of, model in MODELS.items() for name in model.names)
-ENTRIES, ENTRIES_OF_MODEL = 12, 3  # of each array that are tried in an example
+ENTRIES, ENTRIES_OF_MODEL = 12, 3  # checked per array and example
 
 
 @dataclass
 class Finding:
-    """The worst of many examples."""
+    """The largest errors over many examples."""
 
     name: str
-    relative: float = 0.0  # |gradient - difference| beside the largest of the gradient
-    allowed: float = 0.0  # the same beside what the difference may itself be off by
-    shares: dict[str, float] | None = None  # of its bound, for each backend
+    relative: float = 0.0  # |gradient - difference| / largest entry of the gradient
+    tolerance_used: float = 0.0  # |gradient - difference| / error of the difference
+    bound_used: dict[str, float] = field(default_factory=dict)  # per backend: error / bound
 
     @property
     def passed(self) -> bool:
         """NaN does not pass."""
-        return self.allowed <= 1 and all(share <= 1 for share in (self.shares or {}).values())
+        return self.tolerance_used <= 1 and all(used <= 1 for used in self.bound_used.values())
 
     def add(
         self, gradient: Array64, found: Array64, tolerance: Array64, least: float = 1e-30
     ) -> None:
-        """Entries of a gradient, the differences there, and what those may be off by.
+        """Add entries of a gradient, the differences there, and the errors of those.
 
-        least: what the largest entry is taken to be where all of these are smaller.
+        least: lower limit of the largest entry, which `relative` divides by
         """
         off = np.abs(gradient - found)
         largest = max(float(np.abs(gradient).max()), float(np.abs(found).max()), least)
         self.relative = float(np.maximum(self.relative, off.max() / largest))
-        self.allowed = float(np.maximum(self.allowed, (off / tolerance).max()))
+        self.tolerance_used = float(np.maximum(self.tolerance_used, (off / tolerance).max()))
 
-    def add_share(self, backend: str, found: NDArray[Any], bounded: Bounded) -> None:
-        """What a backend gave for a gradient."""
+    def add_backend(self, backend: str, found: NDArray[Any], bounded: Bounded) -> None:
+        """Add a gradient computed by a backend."""
         off = np.abs(found.astype(np.float64) - bounded.value)
-        with np.errstate(over="ignore"):  # of an exact result that is not
-            share = np.where(off == 0, 0.0, off / np.maximum(bounded.error, 2.0**-1074))
-        self.shares = self.shares or {}
-        self.shares[backend] = float(np.maximum(self.shares.get(backend, 0.0), share.max()))
+        with np.errstate(over="ignore"):  # an error where none is allowed
+            used = np.where(off == 0, 0.0, off / np.maximum(bounded.error, 2.0**-1074))
+        before = self.bound_used.get(backend, 0.0)
+        self.bound_used[backend] = float(np.maximum(before, used.max()))
 
 
 # ---- differences ------------------------------------------------------------------------------
 
 
 def difference(f: Callable[[], Array64], x: Array64, entry: int) -> tuple[float, float]:
-    """∂(Σ f)/∂x at one entry of x, which f reads, and what that may be off by.
+    """∂(Σ f)/∂x at one entry of x, which f reads, and the error of that.
 
-    Central differences at three steps h, 2h, 4h, each pair of them extrapolated (the h² terms
-    cancel): the finer of the two counts, and how far they are apart is more than its error. Add
-    the rounding of the sums, ROUNDINGS of Σ(1 + |f|), divided by h.
+    Central differences with steps h, 2h and 4h; each neighbouring pair is extrapolated, so that the
+    h² terms cancel. The finer extrapolation is the result. Its error is less than the distance of
+    the two, plus the rounding of the sums: ROUNDINGS times Σ(1 + |f|) / h.
     """
     flat, there = x.reshape(-1), x.flat[entry]
     assert np.shares_memory(flat, x)
@@ -96,22 +98,23 @@ def check_array(
     most: int = ENTRIES,
     least: float = 1e-30,
 ) -> None:
-    """Some entries of one gradient, picked at random. x: float64, and what f reads.
-
-    least: see `Finding.add`.
-    """
+    """Check random entries of one gradient. x: float64, read by f; least: see `Finding.add`."""
     entries = random.permutation(x.size)[:most]
     found, tolerance = np.array([difference(f, x, int(i)) for i in entries]).T
     finding.add(gradient.reshape(-1)[entries], found, tolerance, least)
 
 
 def check_pair(
-    model: Gradients, name: str, backends: Mapping[str, Any], examples: int, seed: int,
+    model: Gradients,
+    name: str,
+    engines: Mapping[str, Engine],
+    examples: int,
+    seed: int,
     ops: Any = None,
-) -> Finding:  # fmt: skip
-    """A backward of `ops` (the specification) in float64 against differences of its forward;
+) -> Finding:
+    """Check a backward of `ops` (default: the specification) and that of every engine.
 
-    backends, in float32, by their bounds.
+    ops in float64 against differences of its forward; engines in float32 against the op's bound.
     """
     finding, random = Finding(name), np.random.default_rng(seed)
     pair, ops = model.pairs[name], ops or model.ops
@@ -128,49 +131,49 @@ def check_pair(
 
         for x, gradient in zip(arrays, gradients, strict=True):
             check_array(finding, weighted, x, gradient, random)
-        _rival(finding, model, backends, inputs, dout.astype(np.float32))
+        _check_backends(finding, model, engines, inputs, dout.astype(np.float32))
     return finding
 
 
-def _rival(
-    finding: Finding, model: Gradients, backends: Mapping[str, Any], inputs: Any, dout: Any
+def _check_backends(
+    finding: Finding, model: Gradients, engines: Mapping[str, Engine], inputs: Any, dout: Any
 ) -> None:
-    """One example, in float32: every backend gets what the specification's forward has kept."""
+    """One example in float32; all backends get the results kept by the specification's forward."""
     trace = model.pairs[finding.name](model.ops, *inputs)
     kept = trace.inputs(dout)
     bounded = model.table[trace.backward].bound(*kept)
     bounded = (bounded,) if isinstance(bounded, Bounded) else bounded
-    for backend, ops in backends.items():
-        found = _tuple(getattr(ops, trace.backward)(*kept))
+    for backend, engine in engines.items():
+        found = _tuple(getattr(engine.ops, trace.backward)(*kept))
         for one, expected in zip(found, bounded, strict=True):
-            finding.add_share(backend, one, expected)
+            finding.add_backend(backend, one, expected)
 
 
 def check_model(
-    model: Gradients, backends: Mapping[str, Any], examples: int, seed: int, ops: Any = None
+    model: Gradients, engines: Mapping[str, Engine], examples: int, seed: int, ops: Any = None
 ) -> Finding:
-    """The gradient of every parameter of small random models, some entries of each tensor."""
+    """Check the gradient of every parameter of small random models, some entries per array."""
     finding, random = Finding("model"), np.random.default_rng(seed)
     for _ in range(examples):
         whole = model.random_model(random)
         tokens, targets = model.random_batch(whole, random)
-        _differ_model(finding, whole, ops or model.ops, tokens, targets, random)
-        bound = model.bound(whole, tokens, targets, 1 / tokens.size)
-        for backend, rival in backends.items():
+        _check_specification(finding, whole, ops or model.ops, tokens, targets, random)
+        bound = training_bound(whole, tokens, targets, 1 / tokens.size)
+        for backend, engine in engines.items():
             found = whole.params.zeros_like()
-            other = type(whole)(whole.config, whole.params, rival)
+            other = type(whole)(whole.config, whole.params, engine)
             other.add_gradient(tokens, targets, 1 / tokens.size, found, fresh=True)
             for name, expected in bound.gradient.items():
-                finding.add_share(backend, found[name], expected)
+                finding.add_backend(backend, found[name], expected)
     return finding
 
 
-def _differ_model(
+def _check_specification(
     finding: Finding, model: Any, ops: Any, tokens: Any, targets: Any, random: np.random.Generator
 ) -> None:
-    """One model in float64, every loss weighted differently."""
+    """Check one model in float64 against differences of a weighted sum of its losses."""
     params = Parameters(model.params.shapes, _wide(model.params.flat))
-    wide = type(model)(model.config, params, ops)
+    wide = type(model)(model.config, params, Engine(ops))
     acts = wide.forward(tokens, targets)
     dlosses: Any = random.normal(size=acts.losses.shape)
     gradient = wide.backward(acts, dlosses)
@@ -178,22 +181,22 @@ def _differ_model(
     def weighted() -> Any:
         return dlosses.reshape(tokens.shape) * wide.losses(tokens, targets)
 
-    # Beside the largest of all: some arrays learn nothing, as queries do from a single position.
+    # Relative to the largest entry of all arrays: some have no gradient (queries, if T is 1).
     largest = max(float(np.abs(gradient.flat).max()), 1e-30)
     for name, x in params.items():
         check_array(finding, weighted, x, gradient[name], random, ENTRIES_OF_MODEL, largest)
 
 
-def check(name: str, backends: Mapping[str, Any], examples: int, seed: int) -> Finding:
-    """One of NAMES, on so many drawn examples; backends: the ops of that model."""
+def check(name: str, engines: Mapping[str, Engine], examples: int, seed: int) -> Finding:
+    """Check one of NAMES on random examples; engines: by backend name, of the model's family."""
     of, _, pair = name.partition(".")
     if pair == "model":
-        return check_model(MODELS[of], backends, examples, seed)
-    return check_pair(MODELS[of], pair, backends, examples, seed)
+        return check_model(MODELS[of], engines, examples, seed)
+    return check_pair(MODELS[of], pair, engines, examples, seed)
 
 
 def named(word: str | None) -> list[str]:
-    """Which of NAMES a word means: one, all of a model, that of every model that has it, or all."""
+    """The NAMES that a word selects: one of them, a model, or an op of every model; None: all."""
     return [name for name in NAMES if word is None or word in (name, *name.split("."))]
 
 
@@ -202,5 +205,5 @@ def _wide(a: Any) -> Any:
 
 
 def _tuple(result: Any) -> tuple[Any, ...]:
-    """Several results as they are, one as a tuple of one."""
+    """A single result as a tuple of one."""
     return (result,) if isinstance(result, np.ndarray) else result

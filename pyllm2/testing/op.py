@@ -1,32 +1,37 @@
-"""A row of the table of ops, and how a function is held to it."""
+"""A row of the table of ops, and how a function is checked against it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from numpy.typing import DTypeLike, NDArray
+from hypothesis.errors import HypothesisException
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from pyllm2.testing.bounds import Bounded
 
 Array = NDArray[np.float32]
 Law = Callable[..., None]
+LARGEST_PRINTED = 200  # elements of an array in an error message
 
 
 def plain_call(function: Callable[..., Any], *inputs: Any) -> Any:
-    """The usual way: an op returns and leaves its inputs alone."""
+    """The usual call: an op returns its results and does not write into its inputs."""
     return function(*inputs)
 
 
 @dataclass(frozen=True)
 class Op:
-    """One row: where inputs come from, what the result may be off by, what must hold.
+    """One row: a strategy for the inputs, a bound on the error, laws of the result.
 
-    call: for an op that writes into its inputs, how to get results out of it all the same.
+    bound: called with the inputs, returns a `Bounded`, or a tuple of them for several results
+    laws: functions of (op, *inputs) that raise AssertionError
+    call: how to get the results out of an op that writes into its inputs
     """
 
     name: str
@@ -36,60 +41,141 @@ class Op:
     call: Callable[..., Any] = plain_call
     dtype: DTypeLike = np.float32
 
+    @property
+    def arguments(self) -> list[str]:
+        """Names of the inputs."""
+        return [name for name in inspect.signature(self.bound).parameters if name != "growth"]
+
+
+class OutsideBoundError(AssertionError):
+    """Results of the right type and shape that are outside their bounds."""
+
 
 def assert_close(
     found: Array, bounded: Bounded, what: str = "result", dtype: DTypeLike = np.float32
 ) -> None:
-    """Every element within its own bound. NaN only where NaN is expected, and there nothing else.
+    """Every element of `found` lies within its own bound.
 
-    An infinite value is met exactly. Where the error is infinite nothing is promised.
+    NaN is accepted where NaN is expected, and nothing else is there; an expected infinity must be
+    met exactly. Where the error is infinite any value is accepted.
     """
-    assert found.shape == bounded.value.shape, (
-        f"{what}: shape {found.shape}, expected {bounded.value.shape}"
-    )
-    assert found.dtype == dtype, f"{what}: dtype {found.dtype}, expected {np.dtype(dtype)}"
-    value, error = bounded.value, bounded.error
+    value, error = np.broadcast_arrays(*bounded)
+    if not isinstance(found, np.ndarray | np.generic):
+        raise AssertionError(f"{what}: {type(found).__name__}, expected an array")
+    if found.shape != value.shape:
+        raise AssertionError(f"{what}: shape {found.shape}, expected {value.shape}")
+    if found.dtype != dtype:
+        raise AssertionError(f"{what}: dtype {found.dtype}, expected {np.dtype(dtype)}")
     with np.errstate(invalid="ignore"):
-        inside = np.abs(found.astype(np.float64) - value) <= error
+        off = np.abs(found.astype(np.float64) - value)
+        inside = off <= error
     inside |= (found == value) | (np.isnan(found) & np.isnan(value)) | np.isposinf(error)
-    if not inside.all():
-        at = tuple(int(i) for i in np.argwhere(~inside)[0])
-        raise AssertionError(
-            f"{what}: element {at} is {found[at]!r}, expected {value[at]!r} "
-            f"± {error[at]:.3g}; {int((~inside).sum())} of {inside.size} are off"
-        )
+    if inside.all():
+        return
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        share = np.where(inside, -1.0, np.nan_to_num(off / error, nan=np.inf, posinf=np.inf))
+    at = tuple(int(i) for i in np.unravel_index(np.argmax(share), share.shape))
+    if np.isfinite(share[at]):
+        distance = f", {share[at]:.3g} times its bound of {error[at]:.3g} away"
+    else:
+        distance = f" ± {error[at]:.3g}" if error[at] else " exactly"
+    raise OutsideBoundError(
+        f"{what}: values are off: element {at} is {found[at]!s}, expected {value[at]!s}{distance}; "
+        f"{int((~inside).sum())} of {inside.size} elements are off"
+    )
 
 
 def assert_all_close(
     found: Any, bounded: Any, what: str = "result", dtype: DTypeLike = np.float32
 ) -> None:
-    """`assert_close` for one result, or for several in a tuple."""
+    """`assert_close` for one result, or for each of several in a tuple."""
     if isinstance(bounded, Bounded):
         found, bounded = (found,), (bounded,)
+    if not isinstance(found, tuple | list) or len(found) != len(bounded):
+        several = isinstance(found, tuple | list)
+        got = f"{len(found)} results" if several else type(found).__name__
+        raise AssertionError(f"{what}: {got}, expected a tuple of {len(bounded)} arrays")
     for n, (one, expected) in enumerate(zip(found, bounded, strict=True)):
-        assert_close(one, expected, f"{what}, result {n}" if n else what, dtype)
+        assert_close(one, expected, f"{what}, result {n}" if len(bounded) > 1 else what, dtype)
 
 
 def assert_same(found: Array, expected: Any, law: str) -> None:
-    """To the bit, but for the sign of zero."""
+    """Equal to the bit, except for the sign of zero."""
     np.testing.assert_array_equal(found, expected, err_msg=law)
 
 
-def hold(op: Op, function: Callable[..., Any]) -> None:
-    """Shape, dtype, inputs left alone, bound and laws, on many drawn inputs.
+def assert_near(found: ArrayLike, expected: ArrayLike, error: ArrayLike, law: str) -> None:
+    """Within an absolute error. For sums of results: the sum of the errors of their elements."""
+    off = np.abs(np.asarray(found, np.float64) - np.asarray(expected, np.float64))
+    assert (off <= np.asarray(error, np.float64) + 2.0**-1074).all(), f"{law}: off by {np.max(off)}"
 
-    Raises AssertionError with the smallest inputs that hypothesis finds.
+
+def hold(op: Op, functions: Mapping[str, Callable[..., Any]]) -> None:
+    """Check functions against one row: what they do to their inputs, bounds, laws.
+
+    Every function is called with the same drawn inputs. Its name in `functions` begins the error.
+
+    Raises AssertionError, with the smallest inputs that hypothesis finds as a note.
     """
+    drawn: list[tuple[Any, ...]] = []
+    phases = [phase for phase in settings().phases if phase is not Phase.explain]
 
-    @settings(deadline=None)  # the first call may compile
+    @settings(deadline=None, report_multiple_bugs=False, phases=phases)
     @given(op.inputs)
     def property_of_op(inputs: tuple[Any, ...]) -> None:
-        kept = [a.copy() if isinstance(a, np.ndarray) else a for a in inputs]
-        found = op.call(function, *inputs)
-        assert_all_close(found, op.bound(*inputs), op.name, op.dtype)
-        for before, after in zip(kept, inputs, strict=True):
-            np.testing.assert_array_equal(after, before, err_msg=f"{op.name} wrote into its input")
-        for law in op.laws:
-            law(function, *inputs)
+        drawn[:] = [tuple(a.copy() if isinstance(a, np.ndarray) else a for a in inputs)]
+        bounded = op.bound(*inputs)
+        for name, function in functions.items():
+            _hold_example(op, name, function, inputs, bounded)
 
-    property_of_op()
+    try:
+        property_of_op()
+    except HypothesisException:  # of the search itself: results differ from call to call, ...
+        raise
+    except Exception as error:
+        # The example that hypothesis reports is the last that ran.
+        error.__notes__ = [_as_code(op, drawn[0])] if drawn else []
+        raise
+
+
+def _hold_example(
+    op: Op, name: str, function: Callable[..., Any], inputs: tuple[Any, ...], bounded: Any
+) -> None:
+    before = [a.tobytes() if isinstance(a, np.ndarray) else None for a in inputs]
+    found = op.call(function, *inputs)
+    for argument, a, old in zip(op.arguments, inputs, before, strict=False):
+        if old is not None and a.tobytes() != old:
+            raise AssertionError(f"{name} wrote into its input {argument}")
+    try:
+        assert_all_close(found, bounded, name, op.dtype)
+    except OutsideBoundError as error:
+        broken = [law.__name__ for law in op.laws if _breaks(law, function, inputs)]
+        if broken:
+            raise OutsideBoundError(f"{error}\nbroken laws: {', '.join(broken)}") from None
+        raise
+    for law in op.laws:
+        try:
+            law(function, *inputs)
+        except AssertionError as error:
+            raise AssertionError(f"{name} breaks the law {law.__name__}: {error}") from error
+
+
+def _breaks(law: Law, function: Callable[..., Any], inputs: tuple[Any, ...]) -> bool:
+    try:
+        law(function, *inputs)
+    except Exception:  # whatever a wrong function raises
+        return True
+    return False
+
+
+def _as_code(op: Op, inputs: tuple[Any, ...]) -> str:
+    """The inputs as lines of Python; a large array by its shape only."""
+    lines = ["smallest inputs found:"]
+    for argument, a in zip(op.arguments, inputs, strict=False):
+        if not isinstance(a, np.ndarray):
+            lines.append(f"{argument} = {a!r}")
+        elif a.size > LARGEST_PRINTED:
+            lines.append(f"{argument}: {a.dtype} array of shape {a.shape}, too large to print")
+        else:
+            lines.append(f"{argument} = np.array({a.tolist()}, np.{a.dtype})")
+    return "\n".join(lines)

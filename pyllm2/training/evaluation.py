@@ -1,7 +1,7 @@
-"""Multiple choice, as HellaSwag asks it: which of four completions does the model find likeliest?
+"""Multiple-choice evaluation (HellaSwag): which of four completions is the most likely?
 
-The original's batches and metric: an example takes four rows, the context and then a completion;
-the mean loss over the completion's tokens counts.
+Batches and metric are llm.c's: an example takes four rows, each the context followed by one
+completion; the completion with the lowest mean loss per token is the answer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm2.errors import FormatError, NotFiniteError, UsageError
-from pyllm2.formats.evaluation import COMPLETIONS, Example, read_examples
+from pyllm2.formats.llmc_evaluation import COMPLETIONS, Example, read_examples
+from pyllm2.training.losses import mean_loss
 
 Array = NDArray[np.float32]
 Tokens = NDArray[np.int32]
@@ -23,7 +24,7 @@ Tokens = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """Four rows an example. Only where `mask` is 1 do targets, and so losses, mean anything.
+    """Four rows per example. Targets and losses are meaningful only where `mask` is 1.
 
     inputs, targets: (B, T)   mask: (B, T) int8   labels: (B // 4,)
     """
@@ -35,20 +36,25 @@ class EvalBatch:
 
 
 class EvalLoader:
-    """Batches of an evaluation file, B // 4 examples each; past the end they are empty.
+    """Batches of an evaluation file, B // 4 examples each; empty batches after the last example.
 
-    rank, processes: of equal shares of the examples, whose this is
-    What is behind a completion is left from the batch before, as in the original: the model
-    does not look ahead and the mask is 0 there.
+    rank, processes: this process reads the rank-th of `processes` equal shares of the examples
+    The positions after a completion keep the ids of the previous batch, as in llm.c: attention
+    is causal and the mask is 0 there.
 
-    Raises FormatError for a file that is damaged or whose examples do not fit into T positions or
-    the vocabulary, UsageError for B below 4 or fewer examples than processes.
+    Raises FormatError for a damaged file or an example that exceeds T positions or the
+    vocabulary, UsageError for B below 4 or fewer examples than processes.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], B: int, T: int, rank: int = 0, processes: int = 1,
+        self,
+        path: str | os.PathLike[str],
+        B: int,
+        T: int,
+        rank: int = 0,
+        processes: int = 1,
         vocab_size: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if B < COMPLETIONS or T < 1 or not 0 <= rank < processes:
             raise UsageError(
                 f"B={B} T={T} rank={rank} processes={processes}: an example takes 4 rows"
@@ -68,11 +74,11 @@ class EvalLoader:
         self.reset()
 
     def reset(self) -> None:
-        """To the first example of this share."""
+        """Go to the first example of this share."""
         self._next = 0
 
     def next_batch(self) -> EvalBatch:
-        """The next examples."""
+        """The next B // 4 examples."""
         mask = np.zeros((self.B, self.T), np.int8)
         examples = self.examples[self._next : self._next + self.at_once]
         for i, example in enumerate(examples):
@@ -97,27 +103,27 @@ def _check(path: str, i: int, example: Example, T: int, vocab_size: int | None) 
 
 
 def needed_positions(example: Example) -> int:
-    """The smallest T that an example fits into: one more than its longest row, by the original."""
+    """Smallest T that holds an example: one more than its longest row, as in llm.c."""
     return len(example.context) + max(map(len, example.completions)) + 1
 
 
 def count_correct(losses: Array, batch: EvalBatch) -> int:
-    """How many examples of a batch have the lowest mean loss at the right completion.
+    """Number of examples in a batch whose right completion has the lowest mean loss.
 
-    losses: (B, T) float32. Means are of float32 sums in order; of equal ones the first wins.
+    losses: (B, T) float32. Sums are float32, in order; the first of equal means wins.
     """
     correct = 0
     for i, label in enumerate(batch.labels.tolist()):
         rows = range(COMPLETIONS * i, COMPLETIONS * (i + 1))
         counted = [losses[row][batch.mask[row] == 1].astype(np.float32) for row in rows]
         if all(map(len, counted)):
-            means = [np.cumsum(row)[-1] / np.float32(len(row)) for row in counted]
+            means = list(map(mean_loss, counted))
             correct += min(range(COMPLETIONS), key=means.__getitem__) == label
     return correct
 
 
 class HasLosses(Protocol):
-    """What is asked of a model: the loss at every position, (B, T)."""
+    """A model that computes the loss at every position, (B, T)."""
 
     def losses(self, tokens: Tokens, targets: Tokens) -> Array: ...
 
@@ -125,21 +131,21 @@ class HasLosses(Protocol):
 def evaluate(
     model: HasLosses, loader: EvalLoader, progress: Callable[[int, int], None] | None = None
 ) -> int:
-    """How many examples of the loader's share the model gets right, from the first on.
+    """Number of examples in the loader's share that the model answers correctly.
 
-    progress: called after each batch with the batches done and all.
+    progress: called after each batch with the number of finished batches and of all batches
 
-    Raises NotFiniteError if a loss is not a number (infinite it may be).
+    Raises NotFiniteError if a loss is NaN (an infinite loss is allowed).
     """
     loader.reset()
     correct = 0
     for done in range(1, loader.num_batches + 1):
         batch = loader.next_batch()
         if batch.mask.any():
-            with np.errstate(all="ignore"):  # of weights that are no numbers: judged here
+            with np.errstate(all="ignore"):  # a NaN is reported below
                 losses = model.losses(batch.inputs, batch.targets)
             if np.isnan(losses[batch.mask == 1]).any():
-                raise NotFiniteError(f"a loss is not a number in batch {done} of multiple choice")
+                raise NotFiniteError(f"a loss is NaN in batch {done} of the evaluation")
             correct += count_correct(losses, batch)
         if progress is not None:
             progress(done, loader.num_batches)

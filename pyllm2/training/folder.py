@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, its log, its checkpoints; leftovers of a killed run go."""
+"""Run folder: lock, log and checkpoints; temporary files of a killed run are removed."""
 
 from __future__ import annotations
 
@@ -7,72 +7,96 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from pyllm2.errors import FileError
+from pyllm2.errors import FileError, os_errors
+from pyllm2.formats.safetensors_file import Blocks
+from pyllm2.formats.writer import remove_temporaries
 from pyllm2.training.checkpoint import Checkpoint
-from pyllm2.training.log import Log
+from pyllm2.training.log import Log, NoLog, regular_file, require_regular
 
 _CHECKPOINT = re.compile(r"step_(\d{8,})\.safetensors")
-_TEMPORARY = re.compile(r"\.pyllm2-.*\.tmp")
-LOCK, PID = ".lock", ".pid"
+LOCK, PID, LOG = ".lock", ".pid", "main.log"
 
 
 class RunFolder:
-    """A folder that this process alone writes to; made by `open_folder`."""
+    """A locked folder, written by this process only; see `open_folder`."""
 
     def __init__(self, path: str, log: Log) -> None:
         self.path, self.log = path, log
 
     def newest(self) -> str | None:
-        """The checkpoint of the highest step."""
+        """Path of the checkpoint with the highest step."""
         found = checkpoints(self.path)
         return found[-1][1] if found else None
 
     def save(self, checkpoint: Checkpoint, keep: int) -> str:
-        """Write it, and only when it is on the disk delete all but the newest `keep`."""
+        """Write a checkpoint; once it is on disk, delete all but the newest `keep`."""
         path = os.path.join(self.path, f"step_{checkpoint.step:08d}.safetensors")
         checkpoint.write(path)
-        for _, old in checkpoints(self.path)[: -max(keep, 1)]:
-            with suppress(OSError):  # too many is no harm
-                os.unlink(old)
+        self.prune(keep)
         return path
+
+    def prune(self, keep: int) -> None:
+        """Delete all checkpoints but the newest `keep`."""
+        for _, old in checkpoints(self.path)[: -max(keep, 1)]:
+            with suppress(OSError):  # an extra checkpoint does no harm
+                os.unlink(old)
+
+
+class NoFolder:
+    """The folder of a rank that writes nothing: rank 0 does."""
+
+    def __init__(self) -> None:
+        self.log = NoLog()
+
+    def newest(self) -> str | None:
+        return None
+
+    def prune(self, keep: int) -> None: ...
+
+    def save(self, checkpoint: Checkpoint, keep: int) -> str:
+        """Send this rank's shares to rank 0, in the order in which it writes them."""
+        for vector in (checkpoint.m, checkpoint.v):
+            if isinstance(vector, Blocks):
+                for _ in vector:
+                    pass
+        return ""
 
 
 def checkpoints(folder: str) -> list[tuple[int, str]]:
-    """Step and path of every checkpoint in a folder, by step."""
+    """(step, path) of every checkpoint in a folder, sorted by step."""
     matches = [(name, _CHECKPOINT.fullmatch(name)) for name in _names(folder)]
     return sorted((int(m[1]), os.path.join(folder, name)) for name, m in matches if m)
 
 
 @contextmanager
 def open_folder(path: str | os.PathLike[str], resume: bool) -> Iterator[RunFolder]:
-    """Make the folder if need be, lock it, clean it up.
+    """Create the folder if necessary, lock it, and remove temporary files.
 
-    Raises FileError: it cannot be written; another process is training into it; there is a run in
-    it that is not resumed, or none that could be.
+    Raises FileError if it cannot be written, another process is training into it, it already
+    holds a run and `resume` is false, or it holds none and `resume` is true.
     """
     folder = os.fspath(path)
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise FileError(folder, "is a file, expected a folder")
     if resume and not (os.path.isdir(folder) and checkpoints(folder)):
         raise FileError(folder, "has no checkpoint to resume from")
-    try:
+    with os_errors(folder):
         os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise FileError(folder, (error.strerror or str(error)).lower()) from None
+    for name in [LOCK, PID, *(os.path.basename(path) for _, path in checkpoints(folder))]:
+        with os_errors(os.path.join(folder, name)):
+            require_regular(os.path.join(folder, name))
     with _locked(folder):
-        for name in filter(_TEMPORARY.fullmatch, _names(folder)):
-            with suppress(OSError):
-                os.unlink(os.path.join(folder, name))
+        remove_temporaries(folder)
         if checkpoints(folder) and not resume:
-            raise FileError(folder, "has a run already: --resume goes on with it")
-        yield RunFolder(folder, Log(os.path.join(folder, "main.log"), resume))
+            raise FileError(folder, "already contains a run: --resume continues it")
+        yield RunFolder(folder, Log(os.path.join(folder, LOG), resume))
 
 
 @contextmanager
 def _locked(folder: str) -> Iterator[None]:
-    """Hold the folder's lock, which the system lets go of when the process ends, however it ends.
+    """Hold the folder's lock; the system releases it when the process ends, even when killed.
 
-    The pid stands in a file of its own: some versions of filelock empty the one that they lock.
+    The pid is in a separate file: some versions of filelock truncate the lock file.
     """
     from filelock import FileLock, Timeout
 
@@ -86,28 +110,24 @@ def _locked(folder: str) -> Iterator[None]:
     except OSError as error:
         raise FileError(folder, (error.strerror or str(error)).lower()) from None
     try:
-        try:
-            with open(pid_file, "w") as file:
-                file.write(str(os.getpid()))
-        except OSError as error:
-            raise FileError(pid_file, (error.strerror or str(error)).lower()) from None
+        with os_errors(pid_file), open(pid_file, "w", opener=regular_file) as file:
+            file.write(str(os.getpid()))
         yield
     finally:
         with suppress(OSError):
             os.unlink(pid_file)
-        lock.release()
+        with suppress(OSError):  # the end of the process releases it, too
+            lock.release()
 
 
 def _read(path: str) -> str:
     try:
-        with open(path) as file:
+        with open(path, opener=regular_file) as file:
             return file.read(20).strip() or "?"
     except (OSError, UnicodeDecodeError):
         return "?"
 
 
 def _names(folder: str) -> list[str]:
-    try:
+    with os_errors(folder):
         return sorted(os.listdir(folder))
-    except OSError as error:
-        raise FileError(folder, (error.strerror or str(error)).lower()) from None

@@ -1,13 +1,14 @@
-"""Batches out of token shards, in llm.c's order: shard after shard, or shuffled.
+"""Batches from token shards, in llm.c's order: sequential or shuffled.
 
-A sample is what all processes together read in one step: P·B·T tokens and one more, because the
-targets are the inputs one place on. What is left at the end of a shard is never seen.
+A sample is what all P processes read in one step: P·B·T tokens and one more, because the targets
+are the inputs shifted by one. The incomplete sample at the end of a shard is not used.
 """
 
 from __future__ import annotations
 
 import glob
 import hashlib
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm2.errors import ConfigError, FileError, FormatError, UsageError
+from pyllm2.errors import ConfigError, FileError, FormatError, UsageError, shown
+from pyllm2.formats.llmc_tokens import Shard, read_shard
 from pyllm2.formats.reader import open_source
-from pyllm2.formats.tokens import Shard, read_shard
 from pyllm2.mersenne import N_WORDS, MersenneTwister
 
 Tokens = NDArray[np.int32]
@@ -27,33 +28,44 @@ DIGEST_BLOCK, DIGEST_BLOCKS = 2**16, 1024
 
 
 class DataLoader:
-    """Endless batches of the files that match `pattern`, which is sorted by bytes.
+    """Endless batches of the files that match a pattern, in byte order of their names.
 
-    B, T: rows and positions of a batch   rank, processes: whose slice of each sample this is
-    shuffle: draw the order of shards, and of the samples in each, anew every epoch
-    vocab_size: every id must be below it (None: nothing is known)
-    seed: of the shuffling; the rank is added to it
+    pattern: or several, as a shell makes of a pattern without quotation marks
+    B, T: rows and positions of a batch
+    rank, processes: this process reads the rank-th slice of each sample
+    shuffle: shuffle the shards, and the samples within each, every epoch
+    vocab_size: upper bound of the ids (None: not checked)
+    seed: seed of the shuffling; the rank is added to it
 
     Raises FileError if no file matches, FormatError for a shard that is damaged, too short for
-    one sample, or holds an id outside the vocabulary: all of them are looked through here.
+    one sample, or contains an id outside the vocabulary. Every shard is checked here.
     """
 
     def __init__(
-        self, pattern: str | os.PathLike[str], B: int, T: int, rank: int = 0, processes: int = 1,
-        shuffle: bool = False, vocab_size: int | None = None, seed: int = SHUFFLING_SEED,
-    ) -> None:  # fmt: skip
+        self,
+        pattern: str | os.PathLike[str] | Sequence[str],
+        B: int,
+        T: int,
+        rank: int = 0,
+        processes: int = 1,
+        shuffle: bool = False,
+        vocab_size: int | None = None,
+        seed: int = SHUFFLING_SEED,
+    ) -> None:
         if B < 1 or T < 1 or not 0 <= rank < processes:
-            raise UsageError(f"B={B} T={T} rank={rank} processes={processes}: no such batch")
+            raise UsageError(f"B={B} T={T} rank={rank} processes={processes}: impossible batch")
         self.B, self.T, self.rank, self.processes = B, T, rank, processes
-        self.stride = processes * B * T  # from one sample to the next
-        self.shards = [read_shard(path, vocab_size) for path in _matches(os.fspath(pattern))]
+        self.stride = processes * B * T  # tokens from one sample to the next
+        patterns = [pattern] if isinstance(pattern, str | os.PathLike) else pattern
+        paths = {path for one in patterns for path in _matches(os.fspath(one))}
+        self.shards = [read_shard(path, vocab_size) for path in sorted(paths, key=os.fsencode)]
         for shard in self.shards:
             self._check_length(shard)
         self.num_tokens = sum(shard.count for shard in self.shards)
         self.num_batches = sum(map(self._samples_of, self.shards))
-        self._rng = MersenneTwister((seed + rank) % 2**32) if shuffle else None
-        self._shard_order = np.arange(len(self.shards), dtype=np.int32)
-        self.reset()
+        self._seed = (operator.index(seed) + rank) % 2**32 if shuffle else None
+        self._sample_order = np.arange(0, dtype=np.int32)
+        self.go_to(0)
 
     def _check_length(self, shard: Shard) -> None:
         if shard.count <= self.stride:
@@ -67,29 +79,42 @@ class DataLoader:
     def _samples_of(self, shard: Shard) -> int:
         return (shard.count - 1) // self.stride
 
+    def go_to(self, batches: int) -> None:
+        """Go to where a new loader is after that many batches."""
+        self._rng = None if self._seed is None else MersenneTwister(self._seed)
+        self._shard_order = np.arange(len(self.shards), dtype=np.int32)
+        self.reset()
+        while batches > len(self._sample_order):
+            batches -= len(self._sample_order)
+            self._open_next()
+        self._sample = batches
+
     def reset(self) -> None:
-        """To the first sample of a new epoch; the order of shards is shuffled on top of the old."""
+        """Go to the first sample of a new epoch; the previous shard order is shuffled again."""
         if self._rng is not None:
             self._rng.permute(self._shard_order)
         self._open(0)
 
     def _open(self, position: int) -> None:
-        """To the first sample of the shard at this position of the order."""
+        """Go to the first sample of the shard at this position of the shard order."""
         self._shard, self._sample = position, 0
         self._sample_order = np.arange(self._samples_of(self._current()), dtype=np.int32)
         if self._rng is not None:
             self._rng.permute(self._sample_order)
 
+    def _open_next(self) -> None:
+        if self._shard + 1 < len(self.shards):
+            self._open(self._shard + 1)
+        else:
+            self.reset()
+
     def _current(self) -> Shard:
         return self.shards[self._shard_order[self._shard]]
 
     def next_batch(self) -> tuple[Tokens, Tokens]:
-        """Inputs and targets, (B, T) each: the targets are the inputs one place on."""
+        """Inputs and targets, (B, T) each; the targets are the inputs shifted by one."""
         if self._sample >= len(self._sample_order):
-            if self._shard + 1 < len(self.shards):
-                self._open(self._shard + 1)
-            else:
-                self.reset()
+            self._open_next()
         BT = self.B * self.T
         start = int(self._sample_order[self._sample]) * self.stride + self.rank * BT
         ids = self._current().read(start, BT + 1)
@@ -97,16 +122,16 @@ class DataLoader:
         return ids[:-1].reshape(self.B, self.T).copy(), ids[1:].reshape(self.B, self.T).copy()
 
     def resume(self, shard: int, sample: int) -> None:
-        """Go on at a sample of the shard at this position of the order, in file order.
+        """Continue at a sample of a shard, both counted in file order.
 
-        A shuffled loader has more to it than two numbers: see `state`.
+        A shuffled loader needs its whole state: see `restore`.
         """
         if self._rng is not None:
             raise UsageError("a shuffled loader resumes from its whole state")
         self.restore({"shard": shard, "sample": sample})
 
     def state(self) -> dict[str, int | NDArray[Any]]:
-        """All that the batches to come depend on, besides the files and the arguments."""
+        """Everything that the next batches depend on, apart from files and arguments."""
         state: dict[str, int | NDArray[Any]] = {"shard": self._shard, "sample": self._sample}
         if self._rng is not None:
             words, position = self._rng.state()
@@ -119,14 +144,14 @@ class DataLoader:
         return state
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was asked for: the batches to come are the same.
+        """Continue where `state` was called: the next batches are the same.
 
-        Raises ConfigError for a state that is not one of these files and arguments.
+        Raises ConfigError for a state that does not fit these files and arguments.
         """
         wanted = set(self.state())
         if set(state) != wanted:
             raise ConfigError("data fields", len(state), f"expected {', '.join(sorted(wanted))}")
-        shard, sample = int(state["shard"]), int(state["sample"])
+        shard, sample = (_whole(name, state[name]) for name in ("shard", "sample"))
         shard_order = np.arange(len(self.shards), dtype=np.int32)
         if self._rng is not None:
             shard_order = _permutation("shard_order", state["shard_order"], len(self.shards))
@@ -138,7 +163,10 @@ class DataLoader:
         sample_order = np.arange(n, dtype=np.int32)
         if self._rng is not None:
             sample_order = _permutation("sample_order", state["sample_order"], n)
-            words, position = np.asarray(state["rng_words"]), int(state["rng_position"])
+            words = np.asarray(state["rng_words"])
+            position = _whole("rng_position", state["rng_position"])
+            if words.dtype.kind not in "iu":
+                raise ConfigError("data rng_words", shown(words.dtype), "expected whole numbers")
             if words.shape != (N_WORDS,) or not 0 <= position <= N_WORDS:
                 raise ConfigError("data rng_position", position, f"of {words.size} words")
             self._rng.set_state(words, position)
@@ -146,7 +174,7 @@ class DataLoader:
         self._shard_order, self._sample_order = shard_order, sample_order
 
     def describe(self) -> dict[str, Any]:
-        """What the data is, as JSON: the name, number of tokens and digest of each shard."""
+        """The data as JSON: name, number of tokens and digest of each shard."""
         return {
             "shards": [
                 {"name": os.path.basename(s.path), "tokens": s.count, "digest": digest(s.path)}
@@ -156,26 +184,43 @@ class DataLoader:
 
 
 def _matches(pattern: str) -> list[str]:
-    """The files of a pattern, in the order of their bytes; a name that exists is itself."""
+    """The files that match a pattern, in byte order.
+
+    An existing name matches itself only, and so does the folder of a pattern: `run[1]/train*.bin`.
+    """
     if os.path.exists(pattern):
         return [pattern]
-    paths = sorted(glob.glob(pattern), key=os.fsencode)
+    folder, name = os.path.split(pattern)
+    if os.path.isdir(folder):
+        pattern_in_folder = os.path.join(glob.escape(folder), name)
+    else:
+        pattern_in_folder = pattern
+    paths = sorted(glob.glob(pattern_in_folder), key=os.fsencode)
     if not paths:
         raise FileError(pattern or "''", "matches no file")
     return paths
 
 
+def _whole(name: str, value: Any) -> int:
+    """A whole number of a saved state. Raises ConfigError."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ConfigError(f"data {name}", shown(value), "expected a whole number")
+    return int(value)
+
+
 def _permutation(name: str, order: Any, n: int) -> NDArray[np.int32]:
-    found = np.array(order, dtype=np.int32)
+    found = np.asarray(order)
+    if found.dtype.kind not in "iu":
+        raise ConfigError(f"data {name}", shown(found.dtype), "expected whole numbers")
     if found.shape != (n,) or not np.array_equal(np.sort(found), np.arange(n)):
         raise ConfigError(f"data {name}", found.size, f"expected an order of {n}")
-    return found
+    return found.astype(np.int32)
 
 
 def digest(path: str) -> str:
-    """SHA-256 of a file's size and of blocks of 64 KiB: all, or of a large file 1024 evenly spaced.
+    """SHA-256 of a file's size and of up to 1024 evenly spaced blocks of 64 KiB.
 
-    So that a resumed run notices other data without reading 20 GB.
+    A resumed run detects other data without reading 20 GB.
     """
     with open_source(path) as source:
         total = -(-source.size // DIGEST_BLOCK)

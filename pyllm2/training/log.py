@@ -1,19 +1,22 @@
-"""main.log, in llm.c's format: a line an event, readable while the run goes on.
+"""main.log in llm.c's format: one line per event, readable during the run.
 
     s:<step> tel:<loss>                                  validation
     s:<step> trl:<loss> lr:<rate> norm:<gradient norm>   training
 
-A resumed run repeats steps; the last line of a step counts.
+A resumed run may repeat steps: the last line of a step counts.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 
-from pyllm2.errors import FileError
+from pyllm2.errors import os_errors
 
-_LINE = re.compile(rb"s:(\d+) (tel|trl|eval):(\S+)( .*)?")
+LARGEST = 3.5e38  # of a float32; a plot cannot be scaled to much larger numbers
+_LINE = re.compile(rb"s:(\d{1,18}) (tel|trl|eval):(\S+)( .*)?")
 
 
 def validation_line(step: int, loss: float) -> str:
@@ -25,10 +28,10 @@ def training_line(step: int, loss: float, rate: float, norm: float) -> str:
 
 
 class Log:
-    """Appends lines to a file. A run that is not resumed begins with an empty one.
+    """Appends lines to a file, which a run that is not resumed truncates first.
 
-    Each line is opened for, written and closed, so that a killed run loses at most half a line;
-    that half is ended here and skipped by `read_log`. Raises FileError.
+    The file is opened and closed for every line, so a killed run loses at most part of one line;
+    a partial line is terminated here and skipped by `read_log`. Raises FileError.
     """
 
     def __init__(self, path: str | os.PathLike[str], resume: bool = False) -> None:
@@ -41,32 +44,63 @@ class Log:
         self._write("ab", line.encode() + b"\n")
 
     def _ends_within_a_line(self) -> bool:
-        with open(self.path, "rb") as file:
+        with os_errors(self.path), open(self.path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 1))
             return file.read(1) not in (b"", b"\n")
 
     def _write(self, mode: str, data: bytes) -> None:
-        try:
-            with open(self.path, mode) as file:
-                file.write(data)
-        except OSError as error:
-            raise FileError(self.path, (error.strerror or str(error)).lower()) from None
+        with os_errors(self.path), open(self.path, mode, opener=regular_file) as file:
+            file.write(data)
+
+
+class NoLog:
+    """A log of nothing."""
+
+    path = os.devnull
+
+    def add(self, line: str) -> None: ...
+
+
+def regular_file(path: str, flags: int) -> int:
+    """Opener for `open`: a regular file, not through a symlink, without waiting for a FIFO.
+
+    Raises OSError.
+    """
+    require_regular(path)
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file")
+    return descriptor
+
+
+def require_regular(path: str) -> None:
+    """Raises OSError if there is something else than a regular file at `path`."""
+    if os.path.islink(path):
+        raise OSError(errno.ELOOP, "is a symbolic link, expected a regular file")
+    if os.path.isdir(path):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "is no regular file")
 
 
 def read_log(path: str | os.PathLike[str]) -> dict[str, dict[int, float]]:
-    """{"tel": {step: loss}, "trl": …, "eval": …}, steps ascending; other lines are skipped."""
+    """{"tel": {step: loss}, "trl": …, "eval": …} sorted by step; other lines are skipped.
+
+    So are values that are not finite, and steps of more than 18 digits.
+    """
     streams: dict[str, dict[int, float]] = {"tel": {}, "trl": {}, "eval": {}}
-    try:
-        with open(path, "rb") as file:
-            lines = file.read().splitlines()
-    except OSError as error:
-        raise FileError(path, (error.strerror or str(error)).lower()) from None
+    with os_errors(path), open(path, "rb") as file:
+        lines = file.read().splitlines()
     for line in lines:
         match = _LINE.fullmatch(line)
         if match:
             try:
-                streams[match[2].decode()][int(match[1])] = float(match[3])
+                value = float(match[3])
             except ValueError:
                 continue
+            if abs(value) <= LARGEST:
+                streams[match[2].decode()][int(match[1])] = value
     return {name: dict(sorted(values.items())) for name, values in streams.items()}

@@ -13,22 +13,31 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 
 ONE = np.float32(1)
-CHUNK = 2**16  # elements at a time: the temporaries of one stay in the cache
+CHUNK = 2**16  # elements per chunk: the temporaries of one chunk stay in the cache
 
 
 def adamw_update(
-    w: Array, dw: Array, m: Array, v: Array, t: int, lr: float,
-    beta1: float, beta2: float, eps: float, weight_decay: float, scale: float = 1.0,
-) -> None:  # fmt: skip
-    """One step down the gradient, for every element at its own pace. Writes w, m and v.
+    w: Array,
+    dw: Array,
+    m: Array,
+    v: Array,
+    t: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    scale: float = 1.0,
+) -> None:
+    """One AdamW step. Writes w, m and v.
 
         g = scale · dw          m = β1 m + (1 - β1) g          v = β2 v + (1 - β2) g²
         w = w - lr · ( (m / (1 - β1ᵗ)) / (√(v / (1 - β2ᵗ)) + ε) + weight_decay · w )
 
     w, dw, m, v: (n,) float32, m and v zero before the first step   t: 1, 2, 3, …
-    Hyperparameters are rounded to float32 first. m and v begin at zero and are too small by the
-    factors 1 - βᵗ, which is what the divisions mend. Decay acts on w directly, not through g.
-    scale: what clipping multiplies the gradient by.
+    Hyperparameters are rounded to float32 first. m and v start at zero and are biased towards it
+    by the factors 1 - βᵗ; the divisions correct that. Weight decay acts on w, not through g.
+    scale: factor on the gradient, from clipping.
     """
     lr_, b1, b2, eps_, decay, scale_ = map(np.float32, (lr, beta1, beta2, eps, weight_decay, scale))
     correction1 = ONE - b1 ** np.float32(t)
@@ -43,7 +52,7 @@ def adamw_update(
 
 
 def global_norm(dw: Array) -> float:
-    """√Σ dw², over all parameters at once, summed in float64.
+    """Euclidean norm of the gradient of all parameters, √Σ dw², summed in float64.
 
     dw: (n,) float32   ->   float
     """

@@ -1,7 +1,7 @@
-"""The ops of `ops.py` in Numba: same names, same order, loops explicit.
+"""The ops of `ops.py` in Numba: the same names in the same order, with explicit loops.
 
-`Ops("fast")` shares the elements between threads and lets LLVM fuse multiply-add; `Ops("strict")`
-compiles the very same loops as llm.c's CPU trainer computes, to the last bit.
+`Ops("fast")` shares the elements between threads and lets LLVM fuse multiply-add. `Ops("strict")`
+computes what llm.c's CPU trainer does, to the last bit.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numba import prange
 
-from pyllm2 import numba_build
+from pyllm2.compiling import numba_build
 
 ONE = np.float32(1)
 
@@ -37,7 +37,7 @@ def global_norm(dw):
 
 
 class Ops(numba_build.Ops):
-    """One build of both functions, as an ops module."""
+    """One build of both functions above, as an ops module."""
 
     def __init__(self, build: str, threads: int | None = None) -> None:
-        super().__init__((adamw_update, global_norm), build, threads)
+        super().__init__(numba_build.public_functions(__name__), build, threads)

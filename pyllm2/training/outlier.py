@@ -1,4 +1,4 @@
-"""Is a value far from the recent ones? Its z-score within a sliding window."""
+"""Outlier detection: the z-score of a value within a sliding window."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ WINDOW = 128
 
 
 class OutlierDetector:
-    """Mean and standard deviation of the last 128 values, kept as running sums in float64.
+    """Mean and standard deviation of the last 128 values, from running sums in float64.
 
-        detector.update(loss)   ->   how many standard deviations the loss is above the mean
+        detector.update(loss)   ->   z: standard deviations that the loss lies above the mean
 
-    The first 128 values only fill the window: their z is NaN. The new value is part of the window,
-    so z stays below √127 ≈ 11.3. `state` is the whole of it, for a checkpoint.
+    The first 128 values fill the window: their z is NaN. The window includes the new value, so
+    |z| is below √127 ≈ 11.3. `state` is the complete state, for a checkpoint.
     """
 
     def __init__(self) -> None:
         self.values = np.zeros(WINDOW)
-        self.count = 0  # how many values have come, ever
+        self.count = 0  # values so far
         self.sum = 0.0
         self.sum_of_squares = 0.0
 
     def update(self, value: float) -> float:
-        """Takes a finite value in, the oldest out; returns its z-score.
+        """Add a finite value, drop the oldest, return the z-score of the new one.
 
-        0 where the standard deviation is 0; NaN while the window fills, or where rounding has made
-        the variance negative.
+        0 if the standard deviation is 0; NaN while the window fills, or if rounding makes the
+        variance negative.
         """
         place = self.count % WINDOW
         if self.count >= WINDOW:
@@ -52,7 +52,7 @@ class OutlierDetector:
 
     @property
     def state(self) -> NDArray[np.float64]:
-        """(131,): count, both sums, the window."""
+        """(131,): count, sum, sum of squares, window."""
         return np.array([self.count, self.sum, self.sum_of_squares, *self.values])
 
     @state.setter
@@ -62,5 +62,5 @@ class OutlierDetector:
 
 
 def is_outlier(z: float, threshold: float) -> bool:
-    """Whether z is beyond the threshold; 0 switches the test off, and NaN is never beyond."""
+    """Whether z exceeds the threshold. A threshold of 0 disables the test; NaN never exceeds it."""
     return threshold != 0 and math.isfinite(z) and z > threshold

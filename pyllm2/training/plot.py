@@ -1,9 +1,11 @@
-"""The curves of main.log as a picture."""
+"""Loss curves of main.log as an image."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
+from typing import Any
 
 from pyllm2.errors import BackendError, FileError
 from pyllm2.formats.writer import atomic_write
@@ -17,11 +19,11 @@ def can_plot() -> bool:
 def require_plot() -> None:
     """Raises BackendError without matplotlib."""
     if not can_plot():
-        raise BackendError("a plot needs the matplotlib package: pip install 'pyllm2[train]'")
+        raise BackendError("a plot needs the matplotlib package: pip install matplotlib")
 
 
 def plot_log(log: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Training and validation loss over steps; the ending of `path` says the kind of picture.
+    """Plot training and validation loss against steps; the suffix of `path` is the image format.
 
     Raises FileError, BackendError.
     """
@@ -39,12 +41,26 @@ def plot_log(log: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
                 list(streams[stream]), list(streams[stream].values()), style, ms=3, label=label
             )
     axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats a token)")
+    axes.set_ylabel("loss (nats per token)")
     axes.legend()
     figure.tight_layout()
-    kind = os.path.splitext(path)[1].lstrip(".").lower() or "png"
-    if kind not in figure.canvas.get_supported_filetypes():
-        raise FileError(path, f"a picture of kind {kind!r} is not supported: try .png or .svg")
-    with atomic_write(path) as file:
-        figure.savefig(file, format=kind)
+    save_figure(figure, path)
     pyplot.close(figure)
+
+
+def image_format(path: str | os.PathLike[str]) -> str:
+    """The image format that the suffix of `path` names; png without one. Raises FileError."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kind = os.path.splitext(path)[1].lstrip(".").lower() or "png"
+    if kind not in FigureCanvasBase.filetypes:
+        raise FileError(path, f"image format {kind!r} is not supported: try .png or .svg")
+    return kind
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write a figure of matplotlib in the format of `image_format`. Raises FileError."""
+    kind, image = image_format(path), io.BytesIO()  # some formats need a file that can seek
+    figure.savefig(image, format=kind)
+    with atomic_write(path) as file:
+        file.write(image.getvalue())

@@ -1,34 +1,32 @@
-"""Texts to token shards, as llm.c does it with tiny shakespeare.
+"""Token shards from texts, as llm.c prepares Tiny Shakespeare.
 
-A blank line ends a document; what begins one, and whether it keeps the blank line, is for the
-tokenizer to say. The first tokens are for validation, the rest for training.
+`formats.text` divides a text into documents; the tokenizer decides which id begins a document, and
+whether the blank line at its end is kept. The first tokens are for validation, the rest are for
+training.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from pyllm2.errors import FileError, UsageError
-from pyllm2.formats.reader import open_source
-from pyllm2.formats.tokens import MOST_TOKENS, write_shard
+from pyllm2.errors import UsageError
+from pyllm2.formats.llmc_tokens import MAX_TOKENS, write_shard
+from pyllm2.formats.new_folder import new_folder
+from pyllm2.formats.text import Text, open_texts
 
 SHARD_TOKENS = 10**8
-SEPARATOR = b"\n\n"
-_BLOCK = 2**22  # bytes of a text read at a time
 
 
 class Encoder(Protocol):
-    """What is asked of a tokenizer."""
+    """A tokenizer that can encode documents and write itself."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -40,7 +38,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was written: names in the folder, and how much there was."""
+    """What `prepare` has written: file names, documents, tokens."""
 
     files: list[str]
     documents: int
@@ -49,28 +47,35 @@ class Prepared:
 
 
 def prepare(
-    texts: Sequence[str | os.PathLike[str]], tokenizer: Encoder, out: str | os.PathLike[str],
-    val_tokens: int, shard_tokens: int = SHARD_TOKENS,
+    texts: Sequence[str | os.PathLike[str]] | Sequence[Text],
+    tokenizer: Encoder,
+    out: str | os.PathLike[str],
+    val_tokens: int,
+    shard_tokens: int = SHARD_TOKENS,
     progress: Callable[[int], object] | None = None,
-) -> Prepared:  # fmt: skip
-    """Write a new folder `out` with train.bin, val.bin and tokenizer.bin: all of it, or nothing.
+    separator: str | None = None,
+) -> Prepared:
+    """Write a new folder `out` with train.bin, val.bin and tokenizer.bin: all files or none.
 
-    More than shard_tokens for training go to train_000000.bin and so on. Ids take 2 bytes if they
-    fit. progress: called with the number of bytes that have been encoded since.
+    More than shard_tokens training tokens are split into train_000000.bin and so on. An id takes
+    2 bytes if the vocabulary allows, else 4.
+    texts, separator: paths for `formats.text.open_texts` and its separator, or opened texts
+    progress: called with the number of bytes encoded since the last call
 
-    Raises FileError for a text or an `out` that cannot be used, before any text is encoded;
-    UsageError if no token is left for training; what the tokenizer raises.
+    Raises FileError for an unusable text or `out`, before any text is encoded; UsageError if no
+    token is left for training; whatever the tokenizer raises.
     """
-    if not 0 <= val_tokens <= MOST_TOKENS or not 1 <= shard_tokens <= MOST_TOKENS:
-        raise UsageError(f"a shard has 1 to {MOST_TOKENS} tokens")
-    for text in texts:
-        with open_source(text):
-            pass
-    with _new_folder(out) as folder:
+    if not 0 <= val_tokens <= MAX_TOKENS or not 1 <= shard_tokens <= MAX_TOKENS:
+        raise UsageError(f"a shard has 1 to {MAX_TOKENS} tokens")
+    with ExitStack() as stack:
+        opened = [text for text in texts if isinstance(text, Text)]
+        if len(opened) < len(texts):
+            opened = stack.enter_context(open_texts(texts, separator))  # type: ignore[arg-type]
+        folder = stack.enter_context(new_folder(out))
         writer = _Writer(folder, 2 if tokenizer.vocab_size <= 2**16 else 4, val_tokens)
         documents = 0
-        for text in texts:
-            for document in documents_of(text):
+        for text in opened:
+            for document in text.documents():
                 writer.add(tokenizer.encode_document(document), shard_tokens)
                 documents += 1
                 if progress is not None:
@@ -81,23 +86,8 @@ def prepare(
     return Prepared(files, documents, val_tokens, writer.total - val_tokens)
 
 
-def documents_of(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """A text cut behind every blank line, read in pieces."""
-    with open_source(path) as source:
-        rest = [b""]  # blocks since the last blank line
-        for start in range(0, source.size, _BLOCK):
-            block = source.read_range(start, min(_BLOCK, source.size - start)).tobytes()
-            found = SEPARATOR in rest[-1][-1:] + block
-            rest.append(block)
-            if found:
-                *whole, last = b"".join(rest).split(SEPARATOR)
-                yield from (document + SEPARATOR for document in whole)
-                rest = [last]
-        yield b"".join(rest)
-
-
 class _Writer:
-    """Collects ids, and writes a shard whenever there are more than it takes."""
+    """Collects ids and writes a shard whenever there are enough."""
 
     def __init__(self, folder: Path, bytes_per_id: int, val_tokens: int) -> None:
         self.folder, self.bytes_per_id, self.val_tokens = folder, bytes_per_id, val_tokens
@@ -119,8 +109,8 @@ class _Writer:
     def finish(self) -> None:
         if not self.validated or not self.ids:
             raise UsageError(
-                f"{self.total} tokens in all: with {self.val_tokens} for validation none are "
-                "left to train on"
+                f"{self.total} tokens in total, {self.val_tokens} of them for validation: none "
+                "left for training"
             )
         last = f"train_{self.trains:06d}.bin" if self.trains else "train.bin"
         self._write(last, len(self.ids))
@@ -129,27 +119,3 @@ class _Writer:
         write_shard(self.folder / name, np.array(self.ids[:n]), self.bytes_per_id)
         del self.ids[:n]
         self.files.append(name)
-
-
-@contextmanager
-def _new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder that becomes `out` when the block ends without an exception, and else goes."""
-    name = os.fspath(out)
-    if os.path.lexists(name) and not (os.path.isdir(name) and not os.listdir(name)):
-        raise FileError(name, "is there already: name a new folder")
-    if not name:
-        raise FileError("''", "no such file or directory")
-    try:
-        made = tempfile.mkdtemp(prefix=".pyllm2-", dir=os.path.dirname(os.path.abspath(name)))
-    except OSError as error:
-        raise FileError(name, (error.strerror or str(error)).lower()) from None
-    try:
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(made, 0o777 & ~mask)
-        yield Path(made)
-        os.rename(made, name)
-    except OSError as error:
-        raise FileError(name, (error.strerror or str(error)).lower()) from None
-    finally:
-        shutil.rmtree(made, ignore_errors=True)

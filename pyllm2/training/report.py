@@ -1,4 +1,4 @@
-"""What a training run tells of itself while it goes on; the command line shows it."""
+"""Progress events of a training run; the command line displays them."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Update:
-    """One step of training that is done."""
+    """A finished update."""
 
-    done: int  # steps done, this one included
-    loss: float  # mean of its batches, before the update
-    rate: float
-    norm: float  # of the gradient, before clipping
-    z_loss: float  # how much of an outlier it is; NaN for the first 128 steps
+    done: int  # number of finished updates
+    loss: float  # mean over the batches, before the update
+    rate: float  # learning rate
+    norm: float  # gradient norm, before clipping
+    z_loss: float  # z-score of the loss; NaN for the first 128 updates
     z_norm: float
-    skipped: bool  # nothing was learned
+    skipped: bool  # the weights were not changed
 
 
 class Report:
-    """Hears of everything and says nothing; to be overridden."""
+    """Receives every event and ignores it; override what you need."""
 
     def begin(self, step: int) -> None:
-        """The run begins, or goes on, with this step."""
+        """The run starts, or resumes, at this step."""
 
     def update(self, update: Update) -> None:
-        """A step is done."""
+        """An update is finished."""
 
     def validation(self, step: int, loss: float) -> None:
-        """The validation data was tried."""
+        """The validation loss has been computed."""
 
     def sample(self, step: int, tokens: list[int]) -> None:
-        """The model wrote this."""
+        """Sample text from the model, as ids."""
 
     def saved(self, step: int, path: str) -> None:
-        """A checkpoint is on the disk."""
+        """A checkpoint has been written."""

@@ -1,4 +1,4 @@
-"""How the learning rate changes over a run: warm-up, then one of a few shapes."""
+"""Learning-rate schedules: warm-up, then constant, linear, cosine or warmup-stable-decay."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ ONE = F(1)
 def learning_rate(
     name: str, step: int, peak: float, warmup: int, steps: int, final_fraction: float
 ) -> float:
-    """The learning rate of an update, float32 throughout, as in llm.c's GPU trainer.
+    """Learning rate of an update, float32 throughout, as in llm.c's GPU trainer.
 
     step: 0, 1, …, steps   peak: reached after `warmup` updates
-    final_fraction: of the peak, what is left at the end; `constant` knows neither of the two.
+    final_fraction: final learning rate as a fraction of the peak
+    `constant` uses neither warmup nor final_fraction.
     """
     return float(_SHAPES[name](step, F(peak), warmup, steps, F(peak) * F(final_fraction)))
 
 
 def check(name: str, warmup: int, steps: int) -> None:
-    """Raises UsageError where the shape is not defined: the warm-up must end before the run does.
+    """Raises UsageError for an unknown name, or a warm-up that does not end before the run.
 
-    (wsd divides by what is left after its plateau, the others by what is left after warm-up.)
+    (wsd divides by the steps after its plateau, the others by the steps after the warm-up.)
     """
     if name not in _SHAPES:
         raise UsageError(f"schedule {name!r} does not exist: choose from {', '.join(NAMES)}")
@@ -40,14 +41,14 @@ def _constant(step: int, peak: F, warmup: int, steps: int, lowest: F) -> F:
 
 
 def _linear(step: int, peak: F, warmup: int, steps: int, lowest: F) -> F:
-    """A straight line down from the peak."""
+    """Linear from the peak to the final rate."""
     if step < warmup:
         return peak * F(step + 1) / F(warmup)
     return peak - _progress(step, warmup, steps) * (peak - lowest)
 
 
 def _cosine(step: int, peak: F, warmup: int, steps: int, lowest: F) -> F:
-    """Half a wave of the cosine, from 1 to -1."""
+    """Half a period of the cosine, from the peak to the final rate."""
     if step < warmup:
         return peak * F(step + 1) / F(warmup)
     angle = F(math.pi * float(_progress(step, warmup, steps)))
@@ -56,14 +57,14 @@ def _cosine(step: int, peak: F, warmup: int, steps: int, lowest: F) -> F:
 
 
 def _llama2(step: int, peak: F, warmup: int, steps: int, lowest: F) -> F:
-    """llama2.c's: the warm-up begins at 0, so that the very first update changes nothing."""
+    """llama2.c's cosine: the warm-up starts at 0, so the first update changes nothing."""
     if step < warmup:
         return peak * F(step) / F(warmup)
     return _cosine(step, peak, warmup, steps, lowest)
 
 
 def _warmup_stable_decay(step: int, peak: F, warmup: int, steps: int, lowest: F) -> F:
-    """Constant for four fifths of the run, then down with 1 - √progress."""
+    """Constant for four fifths of the run, then decay with 1 - √progress."""
     if step < warmup:
         return peak * (F(step + 1) / F(warmup))
     stable = int(F(0.8) * F(steps))

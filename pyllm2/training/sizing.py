@@ -1,15 +1,15 @@
-"""How large a model, and how many steps, for a text and a time."""
+"""Vocabulary size, model shape and number of tokens that suit a text and a time budget."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-# Bytes of text up to which a vocabulary of so many pieces is learned well.
+# (largest text in bytes, vocabulary size in pieces)
 VOCABULARIES = [(2**15, 320), (2**19, 512), (2**22, 1024)]
 LARGEST_VOCABULARY = 2048
 
-# Shapes of Llamas, small to large; the context is that of training.
+# Llama-2 shapes, from small to large; the context length is chosen separately.
 SHAPES = (
     "dim=32,layers=3,heads=4,kv_heads=2",
     "dim=64,layers=4,heads=4,kv_heads=2",
@@ -19,13 +19,13 @@ SHAPES = (
     "dim=288,layers=6,heads=6,kv_heads=6",
 )
 
-TOKENS_A_PARAMETER = 10  # to be seen while training: fewer, and a smaller model had learned more
-PARAMETERS_A_TOKEN = 2  # of the text: more, and it is learned by heart
+TOKENS_PER_PARAMETER = 10  # seen in training, at least: with fewer a smaller model learns more
+PARAMETERS_PER_TOKEN = 2  # of the text, at most: with more the model memorises the text
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A shape in words, its size, and how many tokens can be seen in the time."""
+    """A model shape, its number of parameters, and the tokens it can see in the given time."""
 
     shape: str
     parameters: int
@@ -33,7 +33,7 @@ class Choice:
 
 
 def vocabulary_size(nbytes: int) -> int:
-    """How many pieces a text of so many bytes can fill with sense."""
+    """Vocabulary size that suits a text of `nbytes`."""
     for most, pieces in VOCABULARIES:
         if nbytes <= most:
             return pieces
@@ -47,18 +47,18 @@ def choose(
     text_tokens: int,
     seconds: float,
 ) -> Choice:
-    """The largest shape that the time and the text are enough for; the first if none is.
+    """The largest shape for which time and text suffice; the smallest if they do for none.
 
-    parameters, speed: of a shape, the latter in tokens a second, measured
-    text_tokens: how many there are to learn from   seconds: for all of the training
+    parameters, speed: functions of a shape; speed is measured, in tokens per second
+    text_tokens: number of training tokens   seconds: time for the whole training
     """
     best: Choice | None = None
     for shape in shapes:
         n = parameters(shape)
-        if best is not None and n > PARAMETERS_A_TOKEN * text_tokens:
+        if best is not None and n > PARAMETERS_PER_TOKEN * text_tokens:
             break
         tokens = int(speed(shape) * seconds)
-        if best is not None and tokens < TOKENS_A_PARAMETER * n:
+        if best is not None and tokens < TOKENS_PER_PARAMETER * n:
             break
         best = Choice(shape, n, tokens)
     assert best is not None

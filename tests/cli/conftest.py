@@ -1,4 +1,4 @@
-"""One parametrised test a golden case; without golden files, one that is skipped."""
+"""One parametrised test per golden case; without golden files, one skipped test."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 
 import pytest
 
-from ..conftest import shared_folder
+from tests.support.golden import shared_folder
 
 FILES = {"generation": "generations.json", "conversation": "chat.json", "command_line": "cli.json"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Fill in `generation`, `conversation`, `command_line` with the cases of the fp32 engine."""
+    """Parametrise `generation`, `conversation` and `command_line` by the float32 cases."""
     folder = shared_folder()
     for name, file in FILES.items():
         if name in metafunc.fixturenames:

@@ -9,23 +9,25 @@ from pathlib import Path
 
 import pytest
 
+from pyllm2.inference.load import load
+from pyllm2.training.evaluation import EvalLoader, evaluate
 from pyllm2.training.loader import DataLoader
-
-from ..hostile.llmc_files import EVAL, EVALUATION, GPT2
-from .program import as_process, in_process
+from tests.hostile.llmc_files import EVAL, EVALUATION, GPT2
+from tests.support.command import as_process, in_process
+from tests.support.llama2_files import checkpoint
 
 
 def test_a_text_becomes_shards(tmp_path: Path) -> None:
-    """What was made is said on stderr; the loader reads it."""
+    """stderr names the files and counts; the loader reads the shards."""
     (tmp_path / "x.txt").write_bytes(b"abc\n\ndef\n\n")
     (tmp_path / "y.txt").write_bytes(b"gh")
-    argv = ("data", "prepare", "x.txt", "y.txt", "--tokenizer", "bytes", "--out", "d",
-            "--val-tokens", "4", "--shard-tokens", "6")  # fmt: skip
-    outcome = in_process(argv, tmp_path)
+    argv = "data prepare x.txt y.txt --tokenizer bytes --out d --val-tokens 4 --shard-tokens 6"
+    outcome = in_process(argv.split(), tmp_path)
     assert outcome.out == b""
     assert outcome.err.decode() == (
         "pyllm2: d: val.bin, train_000000.bin, train_000001.bin, tokenizer.bin: "
-        "4 documents, 12 tokens to train on, 4 to validate\n"
+        "4 documents, 12 training tokens, 4 validation tokens; "
+        "documents end at blank lines\n"
     )
     loader = DataLoader(tmp_path / "d/train*.bin", 1, 5, vocab_size=257)
     inputs = [loader.next_batch()[0].ravel().tolist() for _ in range(2)]
@@ -33,7 +35,7 @@ def test_a_text_becomes_shards(tmp_path: Path) -> None:
 
 
 def test_the_bar_needs_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without tqdm nothing is drawn, and the files are the same."""
+    """Without tqdm there is no progress bar, and the files are the same."""
     monkeypatch.setitem(sys.modules, "tqdm", None)
     (tmp_path / "x.txt").write_bytes(b"abc")
     argv = ("data", "prepare", "x.txt", "--tokenizer", "bytes", "--out", "d", "--val-tokens", "0")
@@ -42,7 +44,7 @@ def test_the_bar_needs_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_rank_file_may_be_named(tmp_path: Path) -> None:
-    """By a process of its own, with tiktoken's words."""
+    """A rank file of tiktoken is a tokenizer, also in a process of its own."""
     pytest.importorskip("tiktoken")
     pieces = [*(bytes([byte]) for byte in range(256)), b" c"]
     lines = [base64.b64encode(p) + b" %d\n" % i for i, p in enumerate(pieces)]
@@ -55,7 +57,7 @@ def test_a_rank_file_may_be_named(tmp_path: Path) -> None:
 
 
 def test_the_metric_does_not_depend_on_the_batch(tmp_path: Path) -> None:
-    """One line on stdout, the same for any number of examples at a time."""
+    """The line on stdout is the same for every batch size."""
     (tmp_path / "g.bin").write_bytes(GPT2)
     (tmp_path / "e.bin").write_bytes(EVALUATION)
     outcomes = [in_process((*EVAL, "--batch", n), tmp_path) for n in ("1", "2", "5")]
@@ -64,13 +66,26 @@ def test_the_metric_does_not_depend_on_the_batch(tmp_path: Path) -> None:
     assert outcomes[0] == outcomes[1] == outcomes[2]
 
 
+def test_a_llama_is_evaluated_too(tmp_path: Path) -> None:
+    """The number of correct choices is that of its own losses."""
+    (tmp_path / "e.bin").write_bytes(EVALUATION)
+    (tmp_path / "g.bin").write_bytes(checkpoint(vocab_size=32, seq_len=8))
+    outcome = in_process(EVAL, tmp_path)
+    assert outcome.code == 0
+    model = load(tmp_path / "g.bin", backend="numpy")
+    loader = EvalLoader(tmp_path / "e.bin", 4, 8)
+    right = evaluate(model.trainable, loader)
+    assert outcome.out.startswith(b"HellaSwag: %d/%d = " % (right, loader.num_examples))
+
+
 def test_the_recorded_model_scores_what_is_recorded(shared: Path, tmp_path: Path) -> None:
-    """3 of 11, by mean loss."""
+    """The recorded model gets 3 of 11 examples right by mean loss."""
     folder = shared / "golden/llmc"
     recorded = json.loads((folder / "evalloader/model_eval.json").read_text())
-    argv = ("eval", "hellaswag", str(folder / "models/tiny/model.bin"), "--data",
-            str(folder / "evalloader/eval_small.bin"), "--backend", "numpy")  # fmt: skip
-    outcome = in_process(argv, tmp_path)
+    model, data = folder / "models/tiny/model.bin", folder / "evalloader/eval_small.bin"
+    outcome = in_process(
+        ["eval", "hellaswag", str(model), "--data", str(data), "--backend", "numpy"], tmp_path
+    )
     n, right = recorded["num_examples"], recorded["correct_mean"]
     assert outcome.out.decode() == f"HellaSwag: {right}/{n} = {right / n:f}\n"
     assert outcome.err == b"pyllm2: batch 10 of 11\n"

@@ -1,4 +1,4 @@
-"""`pyllm2 gradcheck`: a table, an exit code, and one line where it cannot run."""
+"""`pyllm2 gradcheck`: its table, its exit code, its errors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from pyllm2.testing import gradcheck
-
-from .program import in_process
+from tests.support.command import in_process
 
 
 def test_it_prints_a_line_for_the_gradient_asked_for(tmp_path: Path) -> None:
-    """A column for each backend; nothing on stderr; the same again for the same seed."""
+    """One column per backend, nothing on stderr, the same output for the same seed."""
     argv = ["gradcheck", "gelu", "--examples", "2", "--seed", "3"]
     outcome = in_process(argv, tmp_path)
     notes = [line for line in outcome.err.splitlines() if b"first run only" not in line]
@@ -27,7 +26,7 @@ def test_it_prints_a_line_for_the_gradient_asked_for(tmp_path: Path) -> None:
 
 
 def test_what_is_outside_makes_it_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exit code 1, and the line says which."""
+    """The exit code is 1, and the line of the op says so."""
 
     def outside(name: str, *_: Any) -> gradcheck.Finding:
         return gradcheck.Finding(name, 0.1, 2.0 if name == "llama2.matmul" else 0.5, {})
@@ -41,7 +40,7 @@ def test_what_is_outside_makes_it_fail(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_gradient_that_does_not_exist_is_a_usage_error(tmp_path: Path) -> None:
-    """It names those that do."""
+    """The error lists the ops that exist."""
     outcome = in_process(["gradcheck", "softmax"], tmp_path)
     known = ", ".join(("gpt2", "llama2", *gradcheck.NAMES))
     expected = f"pyllm2: error: OP: 'softmax': expected one of {known}\n"
@@ -49,7 +48,7 @@ def test_a_gradient_that_does_not_exist_is_a_usage_error(tmp_path: Path) -> None
 
 
 def test_a_word_may_mean_several_gradients() -> None:
-    """A model's name all of its own, an op's that of every model that has it."""
+    """A family means all its ops; the name of an op means that op in every family."""
     assert gradcheck.named(None) == list(gradcheck.NAMES)
     assert gradcheck.named("llama2") == [
         f"llama2.{name}" for name in gradcheck.MODELS["llama2"].names
@@ -62,7 +61,7 @@ def test_a_word_may_mean_several_gradients() -> None:
 def test_without_hypothesis_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line."""
+    """The error is one line."""
     monkeypatch.setitem(sys.modules, "hypothesis", None)
     outcome = in_process(["gradcheck"], tmp_path)
     expected = b"pyllm2: error: gradcheck needs hypothesis: pip install 'pyllm2[testing]'\n"

@@ -1,4 +1,4 @@
-"""`pyllm2 run` without golden files: the grammar and the conversation of the original."""
+"""`pyllm2 run` without golden files: the original's command line, generation and chat."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from .program import in_process
-from .tiny import byte_id, lay_out, saying
+from tests.support.command import in_process
+from tests.support.llama2_files import byte_id, lay_out, saying
 
 RUN = ("run", "m.bin", "-z", "t.bin", "--backend", "numpy", "-t", "0")
 
 
 @pytest.mark.parametrize(
     "argv",
-    [(), ("m.bin", "-z"), ("m.bin", "x", "1"), ("m.bin", "-temp", "1"), ("m.bin", "-", "1"),
-     ("m.bin", "-q", "1"), ("no.bin", "-t"), ("m.bin", "-z", "t.bin", "-m", "sing")],
-    ids=str,
-)  # fmt: skip
-def test_misuse_is_answered_with_the_usage(argv: tuple[str, ...], tmp_path: Path) -> None:
-    """Exit code 1, as the original, the usage, and last of all the reason in one line."""
+    [
+        *("", "m.bin -z", "m.bin x 1", "m.bin -temp 1", "m.bin - 1", "m.bin -q 1"),
+        *("no.bin -t", "m.bin -z t.bin -m sing"),
+    ],
+)
+def test_misuse_is_answered_with_the_usage(argv: str, tmp_path: Path) -> None:
+    """Exit code 1 as in the original, the usage text, and the reason in the last line."""
     lay_out(tmp_path)
-    outcome = in_process(("run", *argv), tmp_path)
+    outcome = in_process(("run", *argv.split()), tmp_path)
     assert (outcome.code, outcome.out) == (1, b"")
     *usage, reason = outcome.err.splitlines()
     assert usage[0].startswith(b"usage: pyllm2 run MODEL")
@@ -29,7 +30,7 @@ def test_misuse_is_answered_with_the_usage(argv: tuple[str, ...], tmp_path: Path
 
 
 def test_the_last_of_repeated_flags_wins(tmp_path: Path) -> None:
-    """And a value may begin with a dash."""
+    """A value may begin with a dash."""
     lay_out(tmp_path)
     twice = in_process((*RUN, "-i", "b", "-i", "-a"), tmp_path)
     assert twice.out == in_process((*RUN, "-i", "-a"), tmp_path).out
@@ -37,7 +38,7 @@ def test_the_last_of_repeated_flags_wins(tmp_path: Path) -> None:
 
 
 def test_numbers_are_rounded_to_float32_before_they_are_clamped(tmp_path: Path) -> None:
-    """A top-p just above 1 is 1, so within the range: plain multinomial, not 0.9."""
+    """A top-p just above 1 is rounded to 1, which is in range, and not replaced by 0.9."""
     lay_out(tmp_path)
     hot = ("run", "m.bin", "-z", "t.bin", "--backend", "numpy", "-t", "50", "-s", "3", "-n", "12")
     one, above, default = (
@@ -47,7 +48,7 @@ def test_numbers_are_rounded_to_float32_before_they_are_clamped(tmp_path: Path) 
 
 
 def test_steps_count_the_prompt(tmp_path: Path) -> None:
-    """Four steps show four tokens; what is cut of the prompt is said on stderr."""
+    """Four steps print four tokens; stderr says that the prompt is cut."""
     lay_out(tmp_path)
     outcome = in_process((*RUN, "-n", "4", "-i", "bbbbbb"), tmp_path)
     assert (outcome.code, outcome.out) == (0, b"bbb\n")
@@ -55,13 +56,13 @@ def test_steps_count_the_prompt(tmp_path: Path) -> None:
 
 
 def test_a_byte_of_a_split_character_is_never_shown(tmp_path: Path) -> None:
-    """The original judges each byte token alone; `generate` shows the character."""
+    """The original prints no byte of a multi-byte character that is split into tokens."""
     lay_out(tmp_path, {"m.bin": saying("h\u20aci".encode())})
     assert in_process((*RUN, "-n", "5"), tmp_path).out == b"hi\n"
 
 
 def test_a_long_line_of_a_chat_answers_twice(tmp_path: Path) -> None:
-    """511 bytes are read at a time, as into the original's buffer."""
+    """A line is read in parts of 511 bytes, the size of the original's buffer."""
     lay_out(tmp_path, {"m.bin": saying(b"y", after=byte_id(ord("]")), seq_len=2000)})
     argv = (*RUN, "-m", "chat", "-y", "", "-n", "1200")
     outcome = in_process(argv, tmp_path, b"b" * 600 + b"\n")
@@ -71,7 +72,7 @@ def test_a_long_line_of_a_chat_answers_twice(tmp_path: Path) -> None:
 
 
 def test_the_end_of_input_before_the_first_text_ends_a_chat(tmp_path: Path) -> None:
-    """There is nothing that could be repeated."""
+    """Without any line there is none to repeat."""
     lay_out(tmp_path)
     outcome = in_process((*RUN, "-m", "chat"), tmp_path)
     question = b"Enter system prompt (optional): "

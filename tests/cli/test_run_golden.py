@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .program import Outcome, as_process, in_process
+from tests.support.command import Outcome, as_process, in_process
 
 Case = dict[str, Any]
 FLAGS = {"-t": "temperature", "-p": "topp", "-s": "seed", "-n": "steps"}
@@ -16,7 +16,7 @@ AS_PROCESS = {"no_arguments", "model_half", "seed_one", "tokenizer_too_short", "
 
 
 def start_of(case: Case, golden: Path) -> list[str | bytes]:
-    """`run MODEL -z TOKENIZER`, on the specification's own backend."""
+    """`run MODEL -z TOKENIZER` on the NumPy backend."""
     files = [str(golden / case[name]) for name in ("model", "tokenizer")]
     return ["run", files[0], "-z", files[1], "--backend", "numpy"]
 
@@ -40,12 +40,12 @@ def generation_argv(case: Case, golden: Path) -> list[str | bytes]:
 def test_it_tells_the_stories_of_the_original(
     generation: Case, golden: Path, tmp_path: Path
 ) -> None:
-    """Every recorded generation: stdout, exit code, and whether the speed was said."""
+    """stdout, exit code and speed line of every recorded generation."""
     check_generation(generation, in_process(generation_argv(generation, golden), tmp_path))
 
 
 def test_it_converses_as_the_original(conversation: Case, golden: Path, tmp_path: Path) -> None:
-    """Every recorded chat, from its stdin to its stdout."""
+    """stdout and exit code of every recorded chat."""
     argv = [*start_of(conversation, golden), "-m", "chat"]
     for letter, value in conversation["options"].items():
         argv += [f"-{letter}", value]
@@ -56,7 +56,7 @@ def test_it_converses_as_the_original(conversation: Case, golden: Path, tmp_path
 
 @pytest.fixture(scope="session")
 def placeholders(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The files that the command-line cases speak of."""
+    """The files that the command-line cases name."""
     folder = tmp_path_factory.mktemp("placeholders")
     model, tokenizer = golden / "stories260K.bin", golden / "tok512.bin"
     m, t = model.read_bytes(), tokenizer.read_bytes()
@@ -80,7 +80,7 @@ def placeholders(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 def test_it_takes_the_command_line_of_the_original(
     command_line: Case, placeholders: dict[str, str], tmp_path: Path
 ) -> None:
-    """Every recorded command line; where the original reads foreign memory, one clear line."""
+    """Every recorded command line; one line of error where the original reads out of bounds."""
     argv = ["run", *(placeholders.get(word, word) for word in command_line["argv"])]
     if len(argv) % 2 == 0 and len(argv) > 2:  # a complete command line takes one more flag
         argv += ["--backend", "numpy"]
@@ -97,7 +97,7 @@ def test_it_takes_the_command_line_of_the_original(
 
 
 def test_a_process_prints_what_main_prints(golden: Path, tmp_path: Path) -> None:
-    """One story as a real process, with the backend that `run` takes by itself."""
+    """One story in a real process, with the default backend."""
     files = (golden / "stories260K.bin", golden / "tok512.bin")
     argv = ("run", str(files[0]), "-z", str(files[1]), "-t", "0", "-n", "40", "-i", "Once")
     real, inside = as_process(argv, tmp_path), in_process(argv, tmp_path)

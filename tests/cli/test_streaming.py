@@ -1,4 +1,4 @@
-"""Text appears as it is made, a character at a time, and only text goes to stdout."""
+"""Text is printed as it is made, in complete characters; only text goes to stdout."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyllm2.cli.output import Output
-
-from .program import TIMEOUT, in_process, start
-from .tiny import BOS, byte_id, lay_out, saying, scripted
+from tests.support.command import TIMEOUT, in_process, start
+from tests.support.llama2_files import BOS, byte_id, lay_out, saying, scripted
+from tests.support.profiles import few
 
 FILES = ("m.bin", "--tokenizer", "t.bin", "--backend", "numpy", "--temperature", "0")
 
 
 class Recorder:
-    """A stdout that keeps each write apart."""
+    """A stdout that records every write."""
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []
@@ -30,14 +30,14 @@ class Recorder:
             self.writes.append(bytes(data))
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Nothing is buffered."""
 
     def isatty(self) -> bool:
         return False
 
 
 def written(chunks: list[bytes]) -> list[bytes]:
-    """What `Output` writes when it is given these."""
+    """The writes of an `Output` that is given these chunks."""
     recorder, before = Recorder(), sys.stdout
     sys.stdout = recorder  # type: ignore[assignment]
     try:
@@ -50,9 +50,10 @@ def written(chunks: list[bytes]) -> list[bytes]:
     return recorder.writes
 
 
+@few()
 @given(st.text(max_size=12), st.data())
 def test_a_character_is_never_split_over_two_writes(text: str, data: st.DataObject) -> None:
-    """However its bytes come in, each write is whole characters, and none is lost."""
+    """However the bytes are cut, every write is complete characters, and none is lost."""
     whole = text.encode(errors="replace")
     ends = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
     pieces = [whole[a:b] for a, b in zip([0, *ends], [*ends, len(whole)], strict=True)]
@@ -64,14 +65,14 @@ def test_a_character_is_never_split_over_two_writes(text: str, data: st.DataObje
 
 @given(st.lists(st.binary(max_size=5), max_size=8))
 def test_no_byte_is_lost_or_changed(chunks: list[bytes]) -> None:
-    """Invalid UTF-8 comes out as it went in."""
+    """Invalid UTF-8 is written unchanged."""
     assert b"".join(written(chunks)) == b"".join(chunks)
 
 
 def test_a_character_of_three_byte_tokens_is_one_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through the whole of `generate`: h, then the euro sign, then the end of the line."""
+    """`generate` writes h, then the euro sign, then the newline."""
     from pyllm2 import cli
 
     lay_out(tmp_path, {"m.bin": saying("h\u20ac".encode())})
@@ -84,13 +85,13 @@ def test_a_character_of_three_byte_tokens_is_one_write(
 
 @pytest.mark.parametrize("command", ["generate", "chat", "run"])
 def test_bytes_arrive_before_the_process_ends(command: str, tmp_path: Path) -> None:
-    """A reader sees the beginning of a story whose end is a million tokens away."""
+    """The beginning of a text of a million tokens can be read at once."""
     a, b = byte_id(ord("a")), byte_id(ord("b"))
     follows = ((BOS, a), (a, b), (b, a), (byte_id(ord("]")), a))
     lay_out(tmp_path, {"m.bin": scripted(follows, seq_len=10**6)})
     argv = {
         "generate": ("generate", *FILES, "--max-new-tokens", "900000"),
-        "chat": ("chat", *FILES, "--prompt", "", "--max-new-tokens", "900000"),
+        "chat": ("chat", *FILES, "--prompt", "a", "--max-new-tokens", "900000"),
         "run": ("run", "m.bin", "-z", "t.bin", "--backend", "numpy", "-t", "0", "-n", "900000"),
     }[command]
     expected = (b"Assistant: " if command == "chat" else b"") + b"abab"
@@ -108,7 +109,7 @@ def test_bytes_arrive_before_the_process_ends(command: str, tmp_path: Path) -> N
 
 
 def test_stdout_is_only_text_and_stderr_says_the_rest(tmp_path: Path) -> None:
-    """Backend, seed, counts and speed go to stderr."""
+    """Backend, seed, counts and speed are on stderr."""
     lay_out(tmp_path, {"m.bin": saying(b"hello"[:3])})
     outcome = in_process(["generate", *FILES, "--seed", "77"], tmp_path)
     assert outcome.out == b"hel\n"

@@ -1,4 +1,4 @@
-"""`pyllm2 tokenize`: ids of a text, text of ids."""
+"""`pyllm2 tokenize`: the ids of a text, the text of ids."""
 
 from __future__ import annotations
 
@@ -8,60 +8,61 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .program import in_process
-from .tiny import BOS, EOS, PIECES, lay_out
+from tests.support.command import in_process
+from tests.support.llama2_files import BOS, EOS, PIECES, lay_out
+from tests.support.profiles import few
 
 TOKENIZE = ("tokenize", "--tokenizer", "t.bin")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a vocabulary and a text."""
+    """A folder with a tokenizer and a text."""
     path = tmp_path_factory.mktemp("tokenize")
     lay_out(path, {"text.txt": b"a cab"})
     return path
 
 
 def ids(folder: Path, *argv: str, stdin: bytes = b"") -> list[int]:
-    """The numbers that it prints, on one line."""
+    """The ids that it prints on one line."""
     outcome = in_process((*TOKENIZE, *argv), folder, stdin)
     assert (outcome.code, outcome.err, outcome.out.count(b"\n")) == (0, b"", 1)
     return [int(word) for word in outcome.out.split()]
 
 
 def test_a_text_is_its_pieces_after_bos(folder: Path) -> None:
-    """A space goes in front, and the best merges win."""
+    """A space is put in front, and the best merges are taken."""
     expected = [BOS, *map(PIECES.index, (b" ", b"a", b" cab"))]
     assert ids(folder, "a cab") == expected
 
 
 def test_flag_file_and_stdin_are_the_same_text(folder: Path) -> None:
-    """Where it comes from changes no id."""
+    """The ids do not depend on the source of the text."""
     from_file = ids(folder, "--text-file", "text.txt")
     assert from_file == ids(folder, "a cab") == ids(folder, "--text-file", "-", stdin=b"a cab")
 
 
 def test_bos_and_eos_are_as_asked_for(folder: Path) -> None:
-    """By default BOS and no EOS."""
+    """By default there is a BOS and no EOS."""
     plain = ids(folder, "a")
     assert ids(folder, "a", "--no-bos") == plain[1:]
     assert ids(folder, "a", "--eos") == [*plain, EOS]
 
 
+@few()
 @given(st.binary(max_size=40))
 def test_decoding_undoes_encoding(folder: Path, text: bytes) -> None:
-    """Any bytes, NUL and invalid UTF-8 among them, come back."""
+    """Encoding and decoding gives the same bytes, also NUL and invalid UTF-8."""
     encoded = in_process((*TOKENIZE, "--text-file", "-"), folder, text)
     decoded = in_process((*TOKENIZE, "--decode", "--text-file", "-"), folder, encoded.out)
     assert (decoded.code, decoded.out) == (0, text)
 
 
 def test_pieces_are_one_line_a_token(folder: Path) -> None:
-    """Line breaks within a piece are spelled out."""
+    """A newline in a piece is printed as \\n."""
     out = in_process((*TOKENIZE, "--pieces", "a\n"), folder).out.decode().split("\n")
-    assert [line.split(maxsplit=1)[-1] for line in out if line.strip()] == [
-        "\\n<s>\\n", "259", "a", "<0x0A>",
-    ]  # fmt: skip
+    pieces = [line.split(maxsplit=1)[-1] for line in out if line.strip()]
+    assert pieces == ["\\n<s>\\n", "259", "a", "<0x0A>"]
 
 
 @pytest.mark.parametrize(
@@ -73,9 +74,9 @@ def test_pieces_are_one_line_a_token(folder: Path) -> None:
         (("--decode", "-- -1"), 2, "tokenize --decode: '--' is not an id"),
         (("--decode", "272"), 1, "token id 272: t.bin has ids 0 to 271"),
     ],
-)  # fmt: skip
+)
 def test_a_misuse_is_one_line(argv: tuple[str, ...], code: int, error: str, folder: Path) -> None:
-    """It names what was found."""
+    """The error names what was found."""
     outcome = in_process((*TOKENIZE, *argv), folder)
     assert (outcome.code, outcome.out) == (code, b"")
     assert outcome.err.decode() == f"pyllm2: error: {error}\n"

@@ -1,4 +1,4 @@
-"""`pyllm2 tokenizer`: trained on a text, written as llama2.c reads it, and the same by any way."""
+"""`pyllm2 tokenizer`: train one on a text, convert it to tokenizer.bin."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pyllm2.llama2.tokenizer import from_vocabulary_file
-
-from .program import in_process
+from pyllm2.tokenizers import load_tokenizer
+from tests.support.command import in_process
 
 sentencepiece = pytest.importorskip("sentencepiece")
 
@@ -17,7 +16,7 @@ TEXT = "the cat sat on the mat and the dog sat on the cat 1234\n\nwhere  spaces 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text, a trained model, and that exported."""
+    """A text, a model trained on it, and its tokenizer.bin."""
     path = tmp_path_factory.mktemp("tokenizer")
     (path / "text.txt").write_text(TEXT)
     (path / "latin1.txt").write_bytes(b"caf\xe9")
@@ -30,26 +29,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_model_and_export_encode_alike(folder: Path) -> None:
-    """The text comes back, in fewer tokens than bytes; runs of spaces survive."""
-    of_model, _ = from_vocabulary_file(folder / "t.model")
-    of_bin, notes = from_vocabulary_file(folder / "t.bin")
+    """Both give the same ids, fewer than bytes, that decode to the text with its runs of spaces."""
+    of_model = load_tokenizer(folder / "t.model")
+    of_bin = load_tokenizer(folder / "t.bin")
     ids = of_bin.encode(TEXT)
-    assert ids == of_model.encode(TEXT)
+    assert ids == of_model.encode_prompt(TEXT)
     assert of_bin.decode(ids) == TEXT.encode()
     assert len(ids) < len(TEXT) * 2 / 3
     assert of_bin.vocab_size == of_model.vocab_size == 300
-    assert not notes
 
 
 def test_every_digit_is_a_piece_of_its_own(folder: Path) -> None:
-    """`split_digits`: no piece holds two."""
-    tokenizer, _ = from_vocabulary_file(folder / "t.bin")
+    """No piece has two digits."""
+    tokenizer = load_tokenizer(folder / "t.bin")
     merged = [p for p in tokenizer.pieces[259:] if sum(c in b"0123456789" for c in p) > 1]
     assert not merged
 
 
 def test_like_the_original_runs_of_spaces_are_one(folder: Path) -> None:
-    """The library then drops what the encoder of a tokenizer.bin keeps."""
+    """With --like-original a run of spaces is encoded as one."""
     argv = ("tokenizer", "train", "text.txt", "--vocab-size", "300", "--out", "o.model")
     assert in_process((*argv, "--like-original"), folder).code == 0
     ours, theirs = (
@@ -64,15 +62,14 @@ def test_like_the_original_runs_of_spaces_are_one(folder: Path) -> None:
     ("argv", "message"),
     [
         (("train", "latin1.txt", "--out", "x"), "latin1.txt: byte 3: not UTF-8"),
-        (("train", "blank.txt", "--out", "x"), "blank.txt: no text to train on"),
+        (("train", "blank.txt", "--out", "x"), "blank.txt: is blank"),
         (("train", "nowhere.txt", "--out", "x"), "nowhere.txt: no such file or directory"),
         (("train", "text.txt", "--out", "."), ".: is a folder, expected a file to write"),
-        (("export", "t.bin", "t.bin"), "t.bin: is the input as well"),
         (("export", "text.txt", "x"), "text.txt: looks like plain text"),
     ],
 )
 def test_what_cannot_be_is_refused(folder: Path, argv: tuple[str, ...], message: str) -> None:
-    """One line, exit code 1, nothing written."""
+    """One line, exit code 1, and no file."""
     outcome = in_process(("tokenizer", *argv), folder)
     assert (outcome.code, outcome.out) == (1, b"")
     assert outcome.err.decode() == f"pyllm2: error: {message}\n"
@@ -80,7 +77,7 @@ def test_what_cannot_be_is_refused(folder: Path, argv: tuple[str, ...], message:
 
 
 def test_a_vocabulary_holds_more_than_specials_and_bytes(folder: Path) -> None:
-    """Below that there is nothing to train: a usage error."""
+    """259 or fewer pieces are a usage error."""
     argv = ("tokenizer", "train", "text.txt", "--out", "x", "--vocab-size", "259")
     outcome = in_process(argv, folder)
     assert (outcome.code, b"need 260" in outcome.err) == (2, True)

@@ -1,16 +1,18 @@
-"""`pyllm2 train text`: one command, and a model that plays."""
+"""`pyllm2 train text`: one command from a text to a model."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 
-from .program import in_process
+from pyllm2.cli import train_run
+from tests.support.command import in_process
 
 pytest.importorskip("sentencepiece")
-pytest.importorskip("safetensors")
 
+OUT = "run[1] of $HOME"  # neither a pattern nor a variable
 TEXT = "\n\n".join(
     f"The {animal} saw a {thing}. It was a very {size} {thing}, and the {animal} was glad."
     for animal in ("cat", "dog", "bird", "mouse", "horse")
@@ -21,10 +23,10 @@ TEXT = "\n\n".join(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text, and what was made of it."""
+    """A folder with a text, the run made from it, and stderr in `said`."""
     path = tmp_path_factory.mktemp("text")
     (path / "animals.txt").write_text(TEXT)
-    argv = ("train", "text", "animals.txt", "--out", "made", "--minutes", "0.01")
+    argv = ("train", "text", "animals.txt", "--out", OUT, "--minutes", "0.01")
     outcome = in_process((*argv, "--backend", "numpy"), path)
     assert outcome.code == 0, outcome.err.decode()
     (path / "said").write_bytes(outcome.err)
@@ -32,16 +34,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_says_what_it_chose(folder: Path) -> None:
-    """Vocabulary, size, and the command that a person could type."""
+    """stderr names the vocabulary, the size and the training command."""
     said = (folder / "said").read_text()
     assert "bytes of text: a vocabulary of" in said
     assert "0.01 minutes: a model of" in said
     assert "pyllm2: pyllm2 train llama2 --init dim=32,layers=3" in said
+    assert f"--out {shlex.quote(OUT)}" in said
+    assert f"another folder: --init {shlex.quote(OUT + '/model.bin')}" in said
 
 
 def test_the_model_plays_with_its_own_tokenizer(folder: Path) -> None:
-    """Which lies beside it."""
-    argv = ("generate", "made/model.bin", "--backend", "numpy", "--max-new-tokens", "5")
+    """`generate` finds the tokenizer beside the model."""
+    argv = ("generate", f"{OUT}/model.bin", "--backend", "numpy", "--max-new-tokens", "5")
     outcome = in_process((*argv, "--seed", "1", "--prompt", "The cat"), folder)
     assert outcome.code == 0, outcome.err.decode()
     assert outcome.out.startswith(b"The cat")
@@ -50,16 +54,40 @@ def test_the_model_plays_with_its_own_tokenizer(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("animals.txt", "--out", "made"), "made: has a run already: name another folder"),
-        (("animals.txt", "--out", "said"), "said: is there already: name a new folder"),
+        (("animals.txt", "--out", OUT), f"{OUT}: already contains a run: choose another folder"),
+        (("animals.txt", "--out", "said"), "said: already exists: choose a new folder"),
         (("nowhere.txt", "--out", "x"), "nowhere.txt: no such file or directory"),
         (("few.txt", "--out", "x"), "few.txt: a text of at least"),
     ],
 )
 def test_what_cannot_be_is_refused(folder: Path, argv: tuple[str, ...], message: str) -> None:
-    """One line, and nothing is left behind."""
+    """One line, and no file is left."""
     (folder / "few.txt").write_text("Too short to learn from.\n" * 3)
     outcome = in_process(("train", "text", *argv, "--backend", "numpy"), folder)
     assert outcome.code == 1
     assert outcome.err.decode().splitlines()[-1].startswith(f"pyllm2: error: {message}")
     assert not (folder / "x").exists()
+
+
+@pytest.mark.parametrize("existed", [True, False])
+@pytest.mark.parametrize("where", ["_choose", "_tokenizer", "train"])
+def test_an_interrupted_start_can_be_tried_again(
+    where: str, existed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a checkpoint nothing is left of it, but for a folder that was there before."""
+    (tmp_path / "animals.txt").write_text(TEXT)
+    out = "x" if existed else "x/y/z"
+    if existed:
+        (tmp_path / "x").mkdir()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if where == "train":
+        monkeypatch.setattr(train_run, "_trainer", interrupt)
+    else:
+        monkeypatch.setattr(f"pyllm2.cli.train_text.{where}", interrupt)
+    argv = f"train text animals.txt --out {out} --minutes 0.01 --backend numpy".split()
+    assert in_process(argv, tmp_path).code == 130
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert left == ["animals.txt", "x"][: 1 + existed]

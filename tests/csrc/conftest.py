@@ -1,46 +1,45 @@
-"""The builds, made once a session, and a folder with a valid model and vocabulary."""
+"""The programs and libraries of csrc, and folders with valid files for them."""
 
 from __future__ import annotations
 
-import ctypes
+import os
 
 import pytest
 
-from pyllm2 import native
+from pyllm2.compiling import c_build, c_library
 from pyllm2.errors import BackendError
-
-from .gpt2_tiny import model_file, shard_file
-from .program import CSRC, SHIM, STRICT, TRAINER_SHIM, compile_c
-from .tiny import checkpoint_v0, vocabulary
+from tests.csrc.program import CSRC, SHIM, STRICT, STRICT_O3, TRAINER_SHIM, Build
+from tests.csrc.tiny import checkpoint_v0, vocabulary
+from tests.support.gpt2_files import model_file, shard_file
 
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory):
-    return tmp_path_factory.mktemp("csrc_build")
+    """Compiles into a folder that the worker processes of pytest-xdist share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "csrc_build"
+    folder.mkdir(exist_ok=True)
+    return Build(folder)
 
 
 @pytest.fixture(scope="session")
 def program(build):
-    compile_c(build / "run", *STRICT, str(CSRC / "run.c"))
-    return build / "run"
-
-
-def shared_library(folder, name, text):
-    """A source text that includes files of csrc, built and loaded."""
-    source = folder / f"{name}.c"
-    source.write_text(text)
-    flags = [*STRICT, "-fPIC", "-shared", f"-I{CSRC}"]
-    compile_c(folder / f"lib{name}.so", *flags, str(source))
-    return ctypes.CDLL(str(folder / f"lib{name}.so"))
+    """The strict build of run.c."""
+    return build(CSRC / "run.c", *STRICT)
 
 
 @pytest.fixture(scope="session")
 def library(build):
-    lib = shared_library(build, "shim", SHIM)
-    lib.llama2_state_floats.restype = ctypes.c_int64
-    lib.shim_encode.restype = ctypes.c_int64
-    lib.shim_coin.restype = ctypes.c_float
-    return lib
+    """The functions of run.c that SHIM declares."""
+    return build.library("shim", SHIM)
+
+
+@pytest.fixture(scope="session")
+def llama2():
+    """The strict build of csrc/llama2."""
+    if (reason := c_build.why_not()) is not None:
+        pytest.skip(reason)
+    return c_library.library("llama2", "strict")
 
 
 @pytest.fixture
@@ -53,19 +52,14 @@ def files(tmp_path):
 
 @pytest.fixture(scope="session")
 def trainer(build):
-    compile_c(build / "train_gpt2", *STRICT, str(CSRC / "train_gpt2.c"))
-    return build / "train_gpt2"
+    """The strict build of train_gpt2.c."""
+    return build(CSRC / "train_gpt2.c", *STRICT_O3)
 
 
 @pytest.fixture(scope="session")
 def trainer_library(build):
-    lib = shared_library(build, "trainer_shim", TRAINER_SHIM)
-    lib.shim_open.restype = ctypes.c_int64
-    lib.mersenne_u32.restype = ctypes.c_uint32
-    lib.mersenne_u64.restype = ctypes.c_uint64
-    lib.mersenne_f32.restype = ctypes.c_float
-    lib.mersenne_f64.restype = ctypes.c_double
-    return lib
+    """The functions of train_gpt2.c that TRAINER_SHIM declares."""
+    return build.library("trainer_shim", TRAINER_SHIM)
 
 
 @pytest.fixture
@@ -79,13 +73,11 @@ def corpus(tmp_path):
 
 @pytest.fixture
 def threaded(request, monkeypatch):
-    """Of the library that is the parameter: a build that is strict but for its threads, three."""
-    strict_flags = native._FLAGS["strict"][0]
-    monkeypatch.setitem(native._FLAGS, "strict-threads", [[*strict_flags, "-fopenmp"]])
+    """The strict build of the library in the parameter, with threads."""
+    strict_flags = c_build._FLAGS["strict"][0]
+    monkeypatch.setitem(c_build._FLAGS, "strict-threads", [[*strict_flags, "-fopenmp"]])
     try:
-        loaded = native.compiled_library(request.param, "strict-threads")
+        c_build.compiled_library(request.param, "strict-threads")
     except BackendError as error:
         pytest.skip(f"no OpenMP: {error}")
-    usual = loaded.omp_get_max_threads()
-    yield "strict-threads"
-    loaded.omp_set_num_threads(usual)
+    return "strict-threads"

@@ -1,14 +1,11 @@
-"""Whole GPT-2 passes of csrc/gpt2.c over memory of our own, where every buffer can be looked at."""
+"""Passes of csrc/gpt2 over buffers that tests can look at."""
 
 from __future__ import annotations
-
-from ctypes import c_float, c_int64
 
 import numpy as np
 
 from pyllm2.gpt2.config import GPT2Config
-from pyllm2.gpt2.ops_c import ACTIVATIONS, CONFIG, CActivations, CConfig, CParameters
-from pyllm2.training.parameters import Parameters
+from pyllm2.parameters import Parameters
 
 HEADER = 1024  # bytes before the parameters of a model file
 
@@ -24,7 +21,7 @@ def read_model(path):
 
 
 def random_parameters(config, seed):
-    """Everything normal, the padding rows and the biases too; norms about 1."""
+    """All normal, padding rows and biases included; layernorm weights around 1."""
     random = np.random.default_rng(seed)
     params = Parameters(config.shapes())
     for name, a in params.items():
@@ -40,57 +37,74 @@ def random_batch(config, B, T, seed):
 
 
 def activation_shapes(config, B, T):
-    """What the header file says, said again."""
+    """The shapes that csrc/gpt2/training.h documents, in the order of its struct."""
     C, NH, L, Vp = config.channels, config.num_heads, config.num_layers, config.padded_vocab_size
-    in_layers = dict.fromkeys(
-        ("ln1", "atty", "attproj", "residual2", "ln2", "fcproj", "residual3"), (L, B, T, C)
-    )
-    in_layers |= dict.fromkeys(("ln1_mean", "ln1_rstd", "ln2_mean", "ln2_rstd"), (L, B, T))
-    in_layers |= dict.fromkeys(("fch", "fch_gelu"), (L, B, T, 4 * C))
-    in_layers |= dict.fromkeys(("preatt", "att"), (L, B, NH, T, T))
-    outside = {"encoded": (B, T, C), "lnf": (B, T, C), "logits": (B, T, Vp), "probs": (B, T, Vp)}
-    outside |= dict.fromkeys(("lnf_mean", "lnf_rstd", "losses"), (B, T))
-    shapes = {**in_layers, **outside, "qkv": (L, B, T, 3 * C)}
-    return {name: shapes[name] for name in ACTIVATIONS}
+    channels, statistics, pairs = (L, B, T, C), (L, B, T), (L, B, NH, T, T)
+    return {
+        "encoded": (B, T, C),
+        "ln1": channels,
+        "ln1_mean": statistics,
+        "ln1_rstd": statistics,
+        "qkv": (L, B, T, 3 * C),
+        "atty": channels,
+        "preatt": pairs,
+        "att": pairs,
+        "attproj": channels,
+        "residual2": channels,
+        "ln2": channels,
+        "ln2_mean": statistics,
+        "ln2_rstd": statistics,
+        "fch": (L, B, T, 4 * C),
+        "fch_gelu": (L, B, T, 4 * C),
+        "fcproj": channels,
+        "residual3": channels,
+        "lnf": (B, T, C),
+        "lnf_mean": (B, T),
+        "lnf_rstd": (B, T),
+        "logits": (B, T, Vp),
+        "probs": (B, T, Vp),
+        "losses": (B, T),
+    }
+
+
+def c_config(gpt2, config):
+    """The C struct of a GPT2Config."""
+    return gpt2.struct("config", **{name: getattr(config, name) for name in gpt2.fields("config")})
 
 
 class Pass:
-    """A model and the buffers of one forward and backward. Forward buffers begin as NaN."""
+    """A model and the buffers of both passes. The activations are NaN at first."""
 
-    def __init__(self, library, config, params, B, T):
-        self.engine, self.params, self.B, self.T = library, params, B, T
-        self.config = CConfig(*(getattr(config, name) for name in CONFIG))
+    def __init__(self, gpt2, config, params, B, T):
+        self.gpt2, self.params, self.B, self.T = gpt2, params, B, T
+        self.config = c_config(gpt2, config)
         self.acts = Parameters(activation_shapes(config, B, T))
         self.dacts, self.grads = self.acts.zeros_like(), params.zeros_like()
         self.acts.flat.fill(np.nan)
 
     def forward(self, tokens, targets=None):
         acts, params = self.bound(self.acts), self.parameters(self.params)
-        self.engine.call("forward", acts, self.config, params, tokens, targets, self.B, self.T)
+        self.gpt2.forward(acts, self.config, params, tokens, targets, self.B, self.T)
 
     def backward(self, tokens, targets, dloss):
-        self.engine.call(
-            "backward", self.parameters(self.grads), self.bound(self.dacts), self.bound(self.acts),
-            self.config, self.parameters(self.params), tokens, targets, c_float(dloss),
-            self.B, self.T,
-        )  # fmt: skip
+        structs = self.parameters(self.grads), self.bound(self.dacts), self.bound(self.acts)
+        structs += self.config, self.parameters(self.params)
+        self.gpt2.backward(*structs, tokens, targets, dloss, self.B, self.T)
 
     def mean_loss(self):
         losses = self.acts.losses
-        return np.float32(self.engine.call("mean_loss", losses, losses.size, returns=c_float))
+        return np.float32(self.gpt2.mean_loss(losses, losses.size))
 
     def bound(self, activations):
         """The struct over these activations, as C places them."""
-        needed = self.engine.call("activation_floats", self.config, self.B, self.T, returns=c_int64)
-        assert needed == activations.flat.size
-        struct = CActivations()
-        self.engine.call("activations_bind", struct, self.config, activations.flat, self.B, self.T)
+        assert self.gpt2.activation_floats(self.config, self.B, self.T) == activations.flat.size
+        struct = self.gpt2.struct("activations")
+        self.gpt2.activations_bind(struct, self.config, activations.flat, self.B, self.T)
         return struct
 
     def parameters(self, params):
         """The struct over these parameters, as C places them."""
-        needed = self.engine.call("parameter_floats", self.config, returns=c_int64)
-        assert needed == params.flat.size
-        struct = CParameters()
-        self.engine.call("parameters_bind", struct, self.config, params.flat)
+        assert self.gpt2.parameter_floats(self.config) == params.flat.size
+        struct = self.gpt2.struct("parameters")
+        self.gpt2.parameters_bind(struct, self.config, params.flat)
         return struct

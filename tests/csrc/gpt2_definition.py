@@ -1,18 +1,19 @@
-"""What csrc/train_gpt2.c does, said a second time: NumPy's Mersenne Twister, a loader in plain
-Python, and the specification's model and AdamW."""
+"""A second definition of csrc/train_gpt2.c: NumPy's Mersenne Twister, a loader in plain Python, and
+the model and AdamW of the specification."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from pyllm2.gpt2 import model as gpt2
+from pyllm2.backends import Engine
 from pyllm2.gpt2 import ops
+from pyllm2.gpt2 import training as gpt2
+from pyllm2.parameters import Parameters
 from pyllm2.training.ops import adamw_update
-from pyllm2.training.parameters import Parameters
 
 
 class Twister:
-    """The words of MT19937 after a seed, by NumPy."""
+    """The words of NumPy's MT19937 after a seed."""
 
     def __init__(self, seed):
         self.state = np.random.RandomState(seed)
@@ -21,14 +22,14 @@ class Twister:
         return self.state.randint(0, 2**32, n, np.uint32)
 
     def shuffle(self, items):
-        """In place, from the last item down: swap it with one of those up to itself."""
+        """Fisher and Yates, in place, from the last item down."""
         for i in range(len(items) - 1, 0, -1):
             j = int(self.words(1)[0]) % (i + 1)
             items[i], items[j] = items[j], items[i]
 
 
 class Loader:
-    """Batches of some shards, each an array of tokens.
+    """Batches of shards; a shard is an array of tokens.
 
     A position: place in the order of shards, samples taken from it, shard, sample.
     """
@@ -71,12 +72,12 @@ class Training:
     def __init__(self, config, flat, train, validation, lr):
         self.config, self.lr, self.step = config, lr, 0
         self.params = Parameters(config.shapes(), flat)
-        self.model = gpt2.GPT2(config, self.params, ops)
+        self.model = gpt2.TrainableGPT2(config, self.params, Engine(ops))
         self.m, self.v = np.zeros_like(flat), np.zeros_like(flat)
         self.loaders = {"train": train, "val": validation}
 
     def forward(self, loader):
-        """Of its next batch."""
+        """The activations of the loader's next batch."""
         tokens, _ = loader.next()
         inputs, targets = (t.reshape(loader.B, loader.T) for t in (tokens[:-1], tokens[1:]))
         return self.model.forward(inputs, targets)
@@ -86,7 +87,7 @@ class Training:
         return float(np.mean([self.forward(self.loaders["val"]).losses.mean() for _ in range(5)]))
 
     def train_loss(self):
-        """The loss before an update, which is then made."""
+        """Make one update; the loss before it."""
         acts = self.forward(self.loaders["train"])
         loss = acts.losses
         self.step += 1
@@ -98,6 +99,6 @@ class Training:
 
     def likelihood(self, tokens):
         """Probabilities of the token after these: (V,)"""
-        logits = self.model.forward(np.array([tokens])).logits[0, -1:]
+        logits = self.model.forward(*np.array([[tokens]] * 2)).logits[0, -1:]
         V = self.config.vocab_size
         return ops.softmax_forward(logits, V)[0, :V]

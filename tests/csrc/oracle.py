@@ -1,28 +1,17 @@
-"""The ops and the forward pass of csrc/llama2.c, called through ctypes, and readers to feed it."""
+"""Models of csrc/llama2 over llama2.c files, which are read without pyllm2."""
 
 from __future__ import annotations
 
-import ctypes
 import struct
 from dataclasses import dataclass
 
 import numpy as np
 
-from .tiny import FIELDS, MAGIC
+from tests.csrc.tiny import FIELDS, MAGIC
 
 
 def floats(*shape):
     return np.zeros(shape, np.float32)
-
-
-def pointer(a):
-    return None if a is None else ctypes.c_void_p(a.ctypes.data)
-
-
-def call(function, *arguments):
-    """Call a C op: arrays as pointers, Python integers as int64_t."""
-    as_c = [ctypes.c_int64(a) if isinstance(a, int) else pointer(np.asarray(a)) for a in arguments]
-    function(*as_c)
 
 
 def same_bits(a, b):
@@ -30,45 +19,14 @@ def same_bits(a, b):
     return a.shape == b.shape and np.array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
-class Config(ctypes.Structure):
-    _fields_ = [(f, ctypes.c_int32) for f in (*FIELDS, "shared_classifier", "group_size")]
-
-
-WEIGHTS = (
-    "token_embedding", "attention_norm", "wq", "wk", "wv", "wo", "ffn_norm", "w1", "w2", "w3",
-    "final_norm", "classifier",
-)  # fmt: skip
-BUFFERS = (
-    "key_cache", "value_cache", "x", "y", "q", "o", "proj", "gate", "up", "hidden", "ffn", "att",
-    "cos", "sin", "input_scales", "input_values",
-)  # fmt: skip
-VECTORS = ("token_embedding", "attention_norm", "ffn_norm", "final_norm")
-
-
-class Matrix(ctypes.Structure):
-    _fields_ = [
-        ("floats", ctypes.c_void_p),
-        ("values", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
-        ("stride", ctypes.c_int64),
-    ]
-
-
-class Weights(ctypes.Structure):
-    _fields_ = [(f, ctypes.c_void_p if f in VECTORS else Matrix) for f in WEIGHTS]
-
-
-class State(ctypes.Structure):
-    _fields_ = [
-        ("cache_length", ctypes.c_int64),
-        ("max_tokens", ctypes.c_int64),
-        *((f, ctypes.c_void_p) for f in BUFFERS),
-    ]
+WEIGHTS = """token_embedding attention_norm wq wk wv wo ffn_norm w1 w2 w3
+    final_norm classifier""".split()
+VECTORS = "token_embedding attention_norm ffn_norm final_norm".split()
 
 
 @dataclass
 class Int8:
-    """An int8 matrix, or one a layer: what pyllm2 calls Quantized, cut from a file by ourselves."""
+    """Int8 matrices of a file: what pyllm2 calls Quantized, read without pyllm2."""
 
     values: np.ndarray  # (L, rows, cols) or (rows, cols)
     scales: np.ndarray  # (L, groups) or (groups,)
@@ -79,10 +37,8 @@ def shapes_of(shape):
     """The shape of every array by its name in WEIGHTS."""
     C, F, L, NH, NKV, V, _ = (shape[field] for field in FIELDS)
     KV = C // NH * NKV
-    of_all_layers = {
-        "attention_norm": (C,), "wq": (C, C), "wk": (KV, C), "wv": (KV, C), "wo": (C, C),
-        "ffn_norm": (C,), "w1": (F, C), "w2": (C, F), "w3": (F, C),
-    }  # fmt: skip
+    of_all_layers = {"attention_norm": (C,), "ffn_norm": (C,), "wq": (C, C), "wo": (C, C)}
+    of_all_layers |= {"wk": (KV, C), "wv": (KV, C), "w1": (F, C), "w2": (C, F), "w3": (F, C)}
     stacks = {name: (L, *s) for name, s in of_all_layers.items()}
     return stacks | {"token_embedding": (V, C), "final_norm": (C,), "classifier": (V, C)}
 
@@ -127,60 +83,56 @@ def read_v2(content):
     return shape, found
 
 
-def as_matrix(a):
-    """A struct over a float32 array, or over int8 values whose layers may be apart."""
-    if isinstance(a, Int8):
-        return Matrix(None, a.values.ctypes.data, a.scales.ctypes.data, a.values.strides[0])
-    return Matrix(a.ctypes.data, None, None, a.strides[0] // 4)
-
-
 class Model:
-    """A v0 or v2 file and one state, fed through the library."""
+    """A v0 or v2 file with a cache and buffers, run by a build of the library llama2."""
 
-    def __init__(self, library, content, layers=None, max_tokens=64):
-        self.loaded = library
+    def __init__(self, llama2, content, layers=None, max_tokens=64):
+        self.llama2 = llama2
         is_v2 = content[:4] == struct.pack("<I", MAGIC)
         shape, self.arrays = read_v2(content) if is_v2 else read_v0(content)
-        self.config = Config(**shape)
-        self.weights = Weights()
-        for name, a in self.arrays.items():
-            setattr(self.weights, name, a.ctypes.data if name in VECTORS else as_matrix(a))
+        S = shape["seq_len"]
+        self.config = llama2.struct("config", **shape)
         if layers is not None:
             self.config.n_layers = layers
-        S = ctypes.c_int64(shape["seq_len"])
-        T = ctypes.c_int64(max_tokens)
-        self.memory = floats(library.llama2_state_floats(ctypes.byref(self.config), S, T))
-        self.state = State()
-        library.llama2_state_bind(
-            ctypes.byref(self.state), ctypes.byref(self.config), pointer(self.memory), S, T
+        self.weights = llama2.struct(
+            "weights",
+            **{name: a if name in VECTORS else self.matrix(a) for name, a in self.arrays.items()},
         )
+        self.cache, self.state = llama2.struct("cache"), llama2.struct("state")
+        self.cached = floats(llama2.cache_floats(self.config, S))
+        self.memory = floats(llama2.state_floats(self.config, S, max_tokens))
+        llama2.cache_bind(self.cache, self.config, self.cached, S)
+        llama2.state_bind(self.state, self.config, self.memory, S, max_tokens)
+
+    def matrix(self, a):
+        """A struct over a float32 array, or over int8 values whose layers may be apart."""
+        if isinstance(a, Int8):
+            first, stride = a.values[0] if a.values.ndim == 3 else a.values, a.values.strides[0]
+            return self.llama2.struct("matrix", values=first, scales=a.scales, stride=stride)
+        return self.llama2.struct("matrix", floats=a, stride=a.strides[0] // 4)
 
     def feed(self, tokens, pos=0, every=True):
         tokens = np.asarray(tokens, np.int32)
         logits = floats(len(tokens) if every else 1, self.config.vocab_size)
-        self.loaded.llama2_forward(
-            pointer(logits),
-            ctypes.byref(self.state),
-            ctypes.byref(self.config),
-            ctypes.byref(self.weights),
-            pointer(tokens),
-            ctypes.c_int64(len(tokens)),
-            ctypes.c_int64(pos),
-            ctypes.c_int32(every),
-        )
+        structs = self.state, self.cache, self.config, self.weights
+        self.llama2.forward(logits, *structs, tokens, len(tokens), pos, every)
         return logits
 
     def buffer(self, name, *shape):
-        at = (getattr(self.state, name) - self.memory.ctypes.data) // 4
-        return self.memory[at : at + int(np.prod(shape))].reshape(shape).copy()
+        """The start of a buffer of the state, or of the cache."""
+        memory, struct = (
+            (self.cached, self.cache) if name in ("keys", "values") else (self.memory, self.state)
+        )
+        at = (getattr(struct, name) - memory.ctypes.data) // 4
+        return memory[at : at + int(np.prod(shape))].reshape(shape).copy()
 
 
 def assert_state_recorded(model, recorded, n, chunk):
-    """Caches of n positions, and what the last of `chunk` tokens left in the last layer."""
+    """The cache of n positions, and the last layer's buffers for the last of `chunk` tokens."""
     C, F, L, NH, NKV, _, S = (getattr(model.config, f) for f in FIELDS)
-    for name in ("key_cache", "value_cache"):
+    for name, key in (("keys", "key_cache"), ("values", "value_cache")):
         cache = model.buffer(name, L, S, NKV * C // NH)
-        assert same_bits(cache[:, :n], recorded[name]), name
+        assert same_bits(cache[:, :n], recorded[key]), name
     assert same_bits(model.buffer("att", NH, n), recorded["att_last_layer"])
     for name, size, key in (
         ("q", C, "q_last_layer"),

@@ -1,18 +1,26 @@
-"""Build csrc/run.c and csrc/train_gpt2.c, alone and with a shim around the parts, and run them."""
+"""Programs and libraries of csrc, compiled once per test session, and runs of the programs."""
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import os
-import resource
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+
+from pyllm2.compiling.c_header import parse
+from pyllm2.compiling.c_library import Library
 
 CSRC = Path(__file__).parents[2] / "csrc"
-STRICT = ["-O2", "-ffp-contract=off"]
-WARNINGS = ["-std=c99", "-Wall", "-Wextra", "-pedantic"]
+# Every -O level gives the same bits without contraction: -O3 where the program runs for long, -O1
+# where compiling takes longer than the calls.
+STRICT = "-O2 -ffp-contract=off -Wall -Wextra -pedantic".split()
+STRICT_O3 = ["-O3", *STRICT[1:]]
+SHARED = f"-O1 -ffp-contract=off -fPIC -shared -I{CSRC}".split()
 
 
 def compile_c(target, *arguments):
@@ -20,13 +28,41 @@ def compile_c(target, *arguments):
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler named cc")
-    command = [compiler, *arguments, "-o", str(target), "-lm"]
+    command = [compiler, *map(str, arguments), "-o", str(target), "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
 
-# The functions of run.c that read no file by themselves, made reachable.
+class Build:
+    """Compiles each pair of source and flags once, for all worker processes of a session."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, source, *flags):
+        """The path of the program or library; the compiler's output is beside it, as .txt."""
+        key = hashlib.sha256("\0".join([str(source), *flags]).encode()).hexdigest()[:8]
+        folder = self.folder / key
+        target = folder / Path(source).stem  # the usual name of the program
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            if not target.exists():
+                printed = compile_c(folder / "part", *flags, source)
+                target.with_suffix(".txt").write_text(printed)
+                (folder / "part").rename(target)
+        return target
+
+    def library(self, name, text):
+        """A library of C text that includes files of csrc; calls reach its functions shim_..."""
+        source = self.folder / f"{name}.c"
+        with FileLock(self.folder / "lock"):
+            source.write_text(text)
+        loaded = ctypes.CDLL(str(self(source, *SHARED)))
+        return Library(loaded, parse(text), "shim_")
+
+
+# Functions of run.c that tests call one by one.
 SHIM = """
 #define main run_main
 #include "run.c"
@@ -65,13 +101,24 @@ int32_t shim_sample(float *logits, int32_t V, float temperature, float topp, uin
 """
 
 
-# The parts of train_gpt2.c that a test calls one by one, besides those of mersenne.c.
+# Functions of train_gpt2.c that tests call one by one.
 TRAINER_SHIM = """
 #define main train_main
 #include "train_gpt2.c"
 #undef main
 static loader shim_loader;
 static gpt2_vocabulary shim_vocabulary;
+static mersenne shim_random;
+void shim_seed(uint32_t seed) { mersenne_seed(&shim_random, seed); }
+uint32_t shim_u32(void) { return mersenne_u32(&shim_random); }
+uint64_t shim_u64(void) { return mersenne_u64(&shim_random); }
+float shim_f32(void) { return mersenne_f32(&shim_random); }
+double shim_f64(void) { return mersenne_f64(&shim_random); }
+void shim_normals(float *out, int64_t n, float mean, float std)
+{
+    mersenne_normals(out, n, mean, std, &shim_random);
+}
+void shim_shuffle(int32_t *items, int64_t n) { mersenne_shuffle(items, n, &shim_random); }
 int64_t shim_open(const char *pattern, const int64_t *shape)
 {
     shim_loader = (loader){.B = shape[0], .T = shape[1], .rank = shape[2], .processes = shape[3],
@@ -97,32 +144,31 @@ int32_t shim_vocabulary_of(const char *path, int32_t V)
     shim_vocabulary = read_gpt2_vocabulary(path, V, "model");
     return shim_vocabulary.end_of_text;
 }
-int32_t shim_shown(int32_t id, unsigned char *out)
+int32_t shim_shown(int32_t id, char *out)
 {
     const unsigned char *text;
     const int32_t n = shown_text(&shim_vocabulary, id, &text);
     memcpy(out, text, (size_t)n);
     return n;
 }
-void shim_draw(const gpt2_config *config, float *floats)
+void shim_draw(float *floats, const int32_t *fields)
 {
+    gpt2_config config;
     gpt2_parameters params;
-    gpt2_parameters_bind(&params, config, floats);
-    draw_parameters(&params, config);
+    memcpy(&config, fields, sizeof config);
+    gpt2_parameters_bind(&params, &config, floats);
+    draw_parameters(&params, &config);
 }
 """
 
 
-def limit_memory():
-    """A lie about sizes has to be noticed, not tried."""
-    resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))
+LIMITED = ["sh", "-c", 'ulimit -v 4194304; exec "$@"', "sh"]  # 4 GiB: huge allocations fail
 
 
 def run(program, *arguments, stdin=b"", cwd=None):
-    command = [os.fsencode(a) for a in (program, *arguments)]
-    return subprocess.run(
-        command, input=stdin, capture_output=True, cwd=cwd, timeout=120, preexec_fn=limit_memory
-    )
+    """Run a program, with limited memory."""
+    command = LIMITED + [os.fsencode(a) for a in (program, *arguments)]
+    return subprocess.run(command, input=stdin, capture_output=True, cwd=cwd, timeout=120)
 
 
 def refused(done, *words, program="run"):

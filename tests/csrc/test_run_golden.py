@@ -1,17 +1,18 @@
-"""csrc/run.c against the record of the original: whole runs, then its parts one by one."""
+"""csrc/run.c against the record of the original: whole runs, then single functions."""
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import json
 import struct
 
 import numpy as np
+import pytest
 
-from .oracle import Model, pointer
-from .program import refused, run
-from .tiny import SHAPE, checkpoint_v0, vocabulary
+from tests.csrc.oracle import Model
+from tests.csrc.program import refused, run
+from tests.csrc.run_parts import decode, encode, generator, sample
+from tests.csrc.tiny import SHAPE, checkpoint_v0, vocabulary
 
 
 def records(golden, name):
@@ -22,7 +23,7 @@ def records(golden, name):
 
 
 def test_stories_are_the_original_bytes(golden, program):
-    """Every recorded story of either engine comes out byte for byte, with the exit code."""
+    """Every recorded text of either engine, byte for byte, with the exit code."""
     for case in records(golden, "generations.json"):
         arguments = [golden / case["model"], "-z", golden / case["tokenizer"]]
         for flag, field in (("-t", "temperature"), ("-p", "topp"), ("-s", "seed"), ("-n", "steps")):
@@ -36,7 +37,7 @@ def test_stories_are_the_original_bytes(golden, program):
 
 
 def test_chats_are_the_original_bytes(golden, program):
-    """Every recorded chat of either engine comes out byte for byte, with the exit code."""
+    """Every recorded chat of either engine, byte for byte, with the exit code."""
     for case in records(golden, "chat.json"):
         arguments = [golden / case["model"], "-z", golden / case["tokenizer"], "-m", "chat"]
         for letter, value in case["options"].items():
@@ -73,7 +74,7 @@ def test_command_line_is_the_original(golden, program, tmp_path):
         paths[name].write_bytes(content)
     for case in records(golden, "cli.json"):
         if case["name"] in ("q80_engine_reads_v0", "q80_engine_reads_v1"):
-            continue  # refused by the original's int8 program; ours is one program for all files
+            continue  # the original int8 program refuses these; run.c reads all layouts
         done = run(program, *(paths.get(a, a) for a in case["argv"]), cwd=tmp_path)
         if case["undefined_upstream"]:
             assert refused(done), case["name"]
@@ -101,18 +102,15 @@ def test_v1_file_tells_the_same_story(golden, program):
 def test_prompts_become_the_recorded_ids(golden, library):
     """Encoding gives the recorded ids for every text, under both vocabularies."""
     for name, tok, V in (("tok512", "tok512.bin", 512), ("tok32000", "tokenizer.bin", 32000)):
-        library.shim_load(str(golden / tok).encode(), V)
+        library.load(str(golden / tok).encode(), V)
         for case in json.loads((golden / f"encode_{name}.json").read_text()):
             text = bytes.fromhex(case["text_hex"])
-            out = np.zeros(len(text) + 3, np.int32)
-            n = library.shim_encode(text, pointer(out))
-            first = 0 if case["bos"] else 1  # the program always has BOS and never EOS
-            got = out[first:n].tolist() + [2] * case["eos"]
-            assert got == case["ids"], text
+            first = 0 if case["bos"] else 1  # the program always adds BOS and never EOS
+            assert encode(library, text)[first:] + [2] * case["eos"] == case["ids"], text
 
 
 def test_long_prompts_are_merged_as_by_the_plain_rule(golden, library):
-    """The heap finds the ids that repeated search for the best pair finds."""
+    """The heap merges like a repeated search for the best pair."""
     data, at, pieces, scores = (golden / "tok512.bin").read_bytes(), 4, [], []
     while at < len(data):
         score, length = struct.unpack_from("<fi", data, at)
@@ -132,110 +130,93 @@ def test_long_prompts_are_merged_as_by_the_plain_rule(golden, library):
         if best is None:
             break
         ids[best : best + 2] = [joined[best]]
-    library.shim_load(str(golden / "tok512.bin").encode(), 512)
-    out = np.zeros(len(text) + 3, np.int32)
-    assert out[: library.shim_encode(text, pointer(out))].tolist() == ids
+    library.load(str(golden / "tok512.bin").encode(), 512)
+    assert encode(library, text) == ids
 
 
 def test_ids_become_the_recorded_bytes(golden, library):
     """Decoding and the print filter give the recorded bytes, odd pieces included."""
-    decode = json.loads((golden / "decode.json").read_text())
+    recorded = json.loads((golden / "decode.json").read_text())
     odd = json.loads((golden / "decode_odd_pieces.json").read_text())
-    tables = [("tok512.bin", 512, decode["tok512"]), ("odd_pieces.bin", 30, odd["cases"])]
+    tables = [("tok512.bin", 512, recorded["tok512"]), ("odd_pieces.bin", 30, odd["cases"])]
     tables += [
         ("tokenizer.bin", 32000, rows)
-        for name, rows in decode.items()
+        for name, rows in recorded.items()
         if name not in ("columns", "tok512") and isinstance(rows, list)
     ]
     assert len(tables) == 3
-    out, shown = ctypes.create_string_buffer(512), ctypes.c_int32()
     for name, V, rows in tables:
-        library.shim_load(str(golden / name).encode(), V)
+        library.load(str(golden / name).encode(), V)
         for previous, token, piece, printed in rows:
-            n = library.shim_decode(previous, token, out, ctypes.byref(shown))
-            assert out.raw[:n].hex() == piece, (name, previous, token)
-            assert (out.raw[:n].hex() if shown.value else "") == printed, (name, previous, token)
+            text, shown = decode(library, previous, token)
+            assert text.hex() == piece, (name, previous, token)
+            assert (text.hex() if shown else "") == printed, (name, previous, token)
 
 
 def test_coins_are_the_recorded_ones(golden, library):
     """The generator gives the recorded floats and ends in the recorded state."""
     for case in json.loads((golden / "rng.json").read_text()):
-        state = ctypes.c_uint64(int(case["seed"]))
-        got = [library.shim_coin(ctypes.byref(state)) for _ in case["f32"]]
-        assert got == case["f32"]
-        assert f"{state.value:016x}" == case["state_after_hex"]
+        state = generator(int(case["seed"]))
+        assert [library.coin(state) for _ in case["f32"]] == case["f32"]
+        assert f"{state[0]:016x}" == case["state_after_hex"]
 
 
 def test_choices_are_the_recorded_ones(golden, library):
-    """The sampler chooses the recorded ids, ties and borders included, and draws as many coins."""
+    """The sampler chooses the recorded ids, ties and limits included, and draws as many coins."""
     for case in json.loads((golden / "sampler.json").read_text()):
-        bits = [int(b, 16) for b in case["logits_bits"]]
-        logits = np.array(bits, np.uint32).view(np.float32)
-        state = ctypes.c_uint64(int(case["seed"]))
-        temperature, topp = ctypes.c_float(case["temperature"]), ctypes.c_float(case["topp"])
+        logits = np.array([int(b, 16) for b in case["logits_bits"]], np.uint32).view(np.float32)
+        state = generator(int(case["seed"]))
         for wanted in case["choices"]:
-            copy = logits.copy()
-            got = library.shim_sample(
-                pointer(copy), len(copy), temperature, topp, ctypes.byref(state)
-            )
+            got = sample(library, logits, case["temperature"], case["topp"], state)
             assert got == wanted, case["name"]
-        assert f"{state.value:016x}" == case["state_after_hex"], case["name"]
+        assert f"{state[0]:016x}" == case["state_after_hex"], case["name"]
 
 
-def test_overflow_of_plain_sampling_is_the_last_id(library):
+@pytest.mark.parametrize("topp", [0, 1])
+def test_overflow_of_plain_sampling_is_the_last_id(library, topp):
     """A temperature that makes every probability NaN gives id V - 1, and one coin is drawn."""
-    for topp in (0, 1):
-        logits, state, one = np.ones(8, np.float32), ctypes.c_uint64(3), ctypes.c_uint64(3)
-        logits[2] = 4
-        tiny, topp_c = ctypes.c_float(1e-40), ctypes.c_float(topp)
-        assert library.shim_sample(pointer(logits), 8, tiny, topp_c, ctypes.byref(state)) == 7
-        library.shim_coin(ctypes.byref(one))
-        assert state.value == one.value
+    state, one = generator(3), generator(3)
+    assert sample(library, [1, 1, 4, 1, 1, 1, 1, 1], 1e-40, topp, state) == 7
+    library.coin(one)
+    assert state == one
 
 
-def test_no_candidate_means_the_likeliest(library):
-    """A top-p below one share of a flat distribution still chooses: the first of the likeliest."""
-    for V in (1, 8):
-        state = ctypes.c_uint64(3)
-        logits = np.ones(V, np.float32)
-        one, topp = ctypes.c_float(1), ctypes.c_float(0.1)
-        assert library.shim_sample(pointer(logits), V, one, topp, ctypes.byref(state)) == 0
+@pytest.mark.parametrize("V", [1, 8])
+def test_no_candidate_means_the_likeliest(library, V):
+    """A top-p below every probability of a flat distribution chooses the first maximum."""
+    assert sample(library, np.ones(V), 1, 0.1, generator(3)) == 0
 
 
 def test_an_id_without_probability_is_never_drawn(library):
     """A coin of exactly 0 passes over ids of probability 0."""
-    state, one = ctypes.c_uint64(0), ctypes.c_float(1)
-    logits = np.array([-np.inf, 0], np.float32)
-    assert library.shim_sample(pointer(logits), 2, one, one, ctypes.byref(state)) == 1
+    assert sample(library, [-np.inf, 0], 1, 1, generator(0)) == 1
 
 
 def test_units_have_at_most_four_bytes(library, tmp_path):
     """Stray continuation bytes are looked up four at a time, the rest by themselves."""
     special = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(b"<0x%02X>" % b for b in range(256))]
     (tmp_path / "t.bin").write_bytes(vocabulary(pieces=[*special, b" ", b"\x80" * 4]))
-    library.shim_load(str(tmp_path / "t.bin").encode(), 261)
-    out = np.zeros(16, np.int32)
-    assert out[: library.shim_encode(b"\x80" * 5, pointer(out))].tolist() == [1, 259, 260, 131]
+    library.load(str(tmp_path / "t.bin").encode(), 261)
+    assert encode(library, b"\x80" * 5) == [1, 259, 260, 131]
 
 
-def test_a_long_prompt_continues_as_if_fed_one_by_one(program, library, tmp_path):
-    """A prompt of several chunks leads to the greedy ids that single feeding leads to."""
+def test_a_long_prompt_continues_as_if_fed_one_by_one(program, library, llama2, tmp_path):
+    """A prompt of several chunks gives the greedy ids that token by token decoding gives."""
     content = checkpoint_v0({**SHAPE, "seq_len": 200})
     (tmp_path / "m.bin").write_bytes(content)
     (tmp_path / "t.bin").write_bytes(vocabulary())
-    library.shim_load(str(tmp_path / "t.bin").encode(), 270)
-    text, room = b"a z " * 40, np.zeros(200, np.int32)
-    ids = room[: library.shim_encode(text, pointer(room))].tolist()
+    library.load(str(tmp_path / "t.bin").encode(), 270)
+    text = b"a z " * 40
+    ids = encode(library, text)
     assert 64 < len(ids) < 180
-    model, wanted = Model(library, content), b""
-    out, shown = ctypes.create_string_buffer(64), ctypes.c_int32()
+    model, wanted = Model(llama2, content), b""
     for pos in range(200):
         likeliest = int(np.argmax(model.feed([ids[pos]], pos)))
         if pos + 1 == len(ids):
             ids.append(likeliest)
         if ids[pos + 1] == 1:
             break
-        n = library.shim_decode(ids[pos], ids[pos + 1], out, ctypes.byref(shown))
-        wanted += out.raw[:n] if shown.value else b""
+        piece, shown = decode(library, ids[pos], ids[pos + 1])
+        wanted += piece if shown else b""
     done = run(program, "m.bin", "-z", "t.bin", "-t", "0", "-n", "0", "-i", text, cwd=tmp_path)
     assert done.stdout == wanted + b"\n"

@@ -1,23 +1,21 @@
-"""csrc/llama2.c in its strict build against the record of the original, bit for bit."""
+"""csrc/llama2 in its strict build against the record of the original, bit for bit."""
 
 from __future__ import annotations
 
-import ctypes
 import json
-import shutil
-import subprocess
+from functools import partial
 
 import numpy as np
 import pytest
 
-from .oracle import Model, assert_state_recorded, call, floats, same_bits
-from .program import CSRC, STRICT
-from .tiny import FIELDS, checkpoint_v0
+from pyllm2.compiling.c_library import library
+from tests.csrc.oracle import Model, assert_state_recorded, floats, same_bits
+from tests.csrc.tiny import FIELDS, checkpoint_v0, checkpoint_v2
 
 # ---- ops ------------------------------------------------------------------------------------
 
 
-def test_ops_give_the_recorded_bits(golden, library):
+def test_ops_give_the_recorded_bits(golden, llama2):
     """rmsnorm, softmax, matmul and swiglu reproduce every recorded result bit for bit."""
     z = np.load(golden / "ops.npz")
     seen = 0
@@ -27,48 +25,48 @@ def test_ops_give_the_recorded_bits(golden, library):
             continue  # int8: test_int8_bits.py
         y, out = z[key], np.empty_like(z[key])
         if name.startswith("rmsnorm"):
-            call(library.llama2_rmsnorm, out, z[name + "_x"], z[name + "_w"], 1, y.size)
+            llama2.rmsnorm(out, z[name + "_x"], z[name + "_w"], 1, y.size)
         elif name.startswith("softmax"):
-            call(library.llama2_softmax, out, z[name + "_x"], 1, y.size)
+            llama2.softmax(out, z[name + "_x"], 1, y.size)
         elif name.startswith("swiglu"):
-            call(library.llama2_swiglu, out, z[name + "_gate"], z[name + "_up"], 1, y.size)
+            llama2.swiglu(out, z[name + "_gate"], z[name + "_up"], 1, y.size)
         else:
             w = z[name + "_w"]
-            call(library.llama2_matmul, out, z[name + "_x"], w, 1, w.shape[1], w.shape[0])
+            llama2.matmul(out, z[name + "_x"], w, 1, w.shape[1], w.shape[0])
         assert same_bits(out, y), key
         seen += 1
     assert seen == 17
 
 
-def test_blocked_matmul_is_the_naive_one(library):
-    """Taking outputs four at a time changes no bit, whatever the leftovers."""
+def test_blocked_matmul_is_the_naive_one(llama2):
+    """Four outputs at a time give the same bits, with any remainder."""
     rng = np.random.default_rng(1)
     for T, C, OC in [(1, 1, 1), (1, 7, 3), (1, 64, 33), (3, 5, 8), (4, 9, 5), (7, 33, 10)]:
         x, w = (rng.normal(size=s).astype(np.float32) for s in ((T, C), (OC, C)))
         fast, naive = floats(T, OC), floats(T, OC)
-        call(library.llama2_matmul, fast, x, w, T, C, OC)
-        call(library.llama2_matmul_naive, naive, x, w, T, C, OC)
+        llama2.matmul(fast, x, w, T, C, OC)
+        llama2.matmul_naive(naive, x, w, T, C, OC)
         assert same_bits(fast, naive), (T, C, OC)
 
 
-def test_residual_adds_and_may_work_in_place(library):
-    """x + y, rounded once, whether the result goes elsewhere or into x."""
+def test_residual_adds_and_may_work_in_place(llama2):
+    """x + y, rounded once; the result may overwrite x."""
     x, y = np.random.default_rng(2).normal(size=(2, 3, 5)).astype(np.float32)
     out = floats(3, 5)
-    call(library.llama2_residual, out, x, y, 3, 5)
+    llama2.residual(out, x, y, 3, 5)
     assert same_bits(out, x + y)
-    call(library.llama2_residual, x, x, y, 3, 5)
+    llama2.residual(x, x, y, 3, 5)
     assert same_bits(x, out)
 
 
-def test_rope_tables_give_the_recorded_bits(golden, library):
-    """Cosine and sine of every recorded position and head size are right to the last bit."""
+def test_rope_tables_give_the_recorded_bits(golden, llama2):
+    """Cosine and sine of every recorded position and head size."""
     z = np.load(golden / "libm.npz")
     positions = z["rope_positions"]
     S = int(positions.max()) + 1
     for hs in (2, 6, 8, 48, 64, 128):
         cos, sin = floats(S, hs // 2), floats(S, hs // 2)
-        call(library.llama2_rope_tables, cos, sin, S, hs)
+        llama2.rope_tables(cos, sin, S, hs)
         assert same_bits(cos[positions], z[f"rope_cos_hs{hs}"])
         assert same_bits(sin[positions], z[f"rope_sin_hs{hs}"])
 
@@ -86,59 +84,49 @@ def logit_cases(golden):
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 64])
-def test_logits_have_the_recorded_bits(golden, library, stories, chunk):
-    """Fed one by one or in chunks of any size, the logits are the original's, bit for bit."""
+def test_logits_have_the_recorded_bits(golden, llama2, stories, chunk):
+    """In chunks of any size, the logits have the bits of the original."""
     for case in logit_cases(golden):
-        tokens, model = case["tokens"], Model(library, stories)
+        tokens, model = case["tokens"], Model(llama2, stories)
         parts = [model.feed(tokens[i : i + chunk], i) for i in range(0, len(tokens), chunk)]
         logits = np.concatenate(parts)[case["positions"]]
         assert same_bits(logits, np.load(golden / case["file"])), case["name"]
 
 
-def test_last_logits_are_the_last_of_all(library):
-    """Asking for the last token's logits only gives the last row of all of them."""
+def test_last_logits_are_the_last_of_all(llama2):
+    """The logits of the last token alone equal the last row of all logits."""
     tokens = [1, 5, 259, 260, 7, 9, 11]
-    every = Model(library, checkpoint_v0()).feed(tokens)
-    assert same_bits(Model(library, checkpoint_v0()).feed(tokens, every=False), every[-1:])
+    every = Model(llama2, checkpoint_v0()).feed(tokens)
+    assert same_bits(Model(llama2, checkpoint_v0()).feed(tokens, every=False), every[-1:])
 
 
 @pytest.mark.parametrize("chunk", [1, 24])
-def test_state_has_the_recorded_bits(golden, library, stories, chunk):
-    """Caches and the buffers of the last layer are left as the original leaves them."""
+def test_state_has_the_recorded_bits(golden, llama2, stories, chunk):
+    """The cache and the buffers of the last layer equal those of the original."""
     z = np.load(golden / "state_fp32_story24.npz")
     tokens = logit_cases(golden)[0]["tokens"]
-    model = Model(library, stories)
+    model = Model(llama2, stories)
     for i in range(0, len(tokens), chunk):
         model.feed(tokens[i : i + chunk], i)
     assert_state_recorded(model, z, len(tokens), chunk)
 
 
-def test_every_depth_has_the_recorded_bits(golden, library, stories):
-    """Cut to its first k layers the model ends in the recorded vector."""
+def test_every_depth_has_the_recorded_bits(golden, llama2, stories):
+    """The first k layers alone give the recorded vector."""
     z = np.load(golden / "state_fp32_story24.npz")
     tokens = logit_cases(golden)[0]["tokens"]
     for layers, wanted in enumerate(z["x_final_normed_by_depth"]):
-        model = Model(library, stories, layers=layers)
+        model = Model(llama2, stories, layers=layers)
         model.feed(tokens)
         assert same_bits(model.buffer("y", len(tokens), wanted.size)[-1], wanted), layers
 
 
-def test_threads_change_no_bit(library, build):
-    """With OpenMP the logits of a model large enough to be shared out keep every bit."""
-    target = build / "libthreads.so"
-    flags = [*STRICT, "-fPIC", "-shared", "-fopenmp", str(CSRC / "llama2.c"), "-lm"]
-    compiler = shutil.which("cc") or "cc"
-    done = subprocess.run([compiler, *flags, "-o", str(target)], capture_output=True, timeout=120)
-    if done.returncode != 0:
-        pytest.skip("this compiler has no OpenMP")
-    threads = ctypes.CDLL(str(target))
-    threads.llama2_state_floats.restype = ctypes.c_int64
+@pytest.mark.parametrize("threaded", ["llama2"], indirect=True)
+@pytest.mark.parametrize("file", [checkpoint_v0, partial(checkpoint_v2, group_size=32)])
+def test_threads_change_no_bit(llama2, threaded, file):
+    """With OpenMP the logits of a model large enough for threads keep every bit."""
+    functions = library("llama2", threaded, threads=3)
     shape = dict(zip(FIELDS, (64, 300, 2, 4, 2, 1000, 64), strict=True))
-    content, tokens = checkpoint_v0(shape), [1, *range(3, 40)]
-    assert 50000 < 64 * 1000, "the classifier must pass the limit below which one thread works"
-    assert same_bits(Model(threads, content).feed(tokens), Model(library, content).feed(tokens))
-
-
-def test_abi_number_is_known(library):
-    """The structs above are the ones of this number."""
-    assert library.llama2_abi() == 2
+    content, tokens = file(shape), [1, *range(3, 40)]
+    assert 64 * 1000 > 50000, "the classifier must be large enough for threads"
+    assert same_bits(Model(functions, content).feed(tokens), Model(llama2, content).feed(tokens))

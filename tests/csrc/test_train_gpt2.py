@@ -1,8 +1,7 @@
-"""csrc/train_gpt2.c against a second definition of all that it does, on small random files."""
+"""csrc/train_gpt2.c against a second definition, on small random files."""
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import math
 import re
@@ -11,29 +10,28 @@ import numpy as np
 import pytest
 
 from pyllm2.gpt2.config import GPT2Config
-from pyllm2.training.parameters import Parameters
-
-from .gpt2_definition import Loader, Training
-from .gpt2_tiny import CONFIG, model_file, shard, shard_file, tokenizer_file
-from .program import CSRC, STRICT, WARNINGS, compile_c, run
-from .trainer_parts import CLoader
+from pyllm2.parameters import Parameters
+from tests.csrc.gpt2_definition import Loader, Training
+from tests.csrc.program import CSRC, STRICT_O3, run
+from tests.csrc.trainer_parts import CLoader
+from tests.support.gpt2_files import CONFIG, model_file, shard, shard_file, tokenizer_file
 
 ROUNDED = 5e-7  # of a number printed with six decimals
 
 
-def test_compiles_without_a_warning(build):
-    """The program is plain C99 and the strictest usual warnings have nothing to say about it."""
-    assert compile_c(build / "warned", *WARNINGS, "-O2", str(CSRC / "train_gpt2.c")) == ""
+def test_compiles_without_a_warning(trainer):
+    """-Wall -Wextra -pedantic print nothing."""
+    assert trainer.with_suffix(".txt").read_text() == ""
 
 
-# ---- tokens.c -------------------------------------------------------------------------------
+# ---- gpt2/loader.c --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("place", [(1, 3, 0, 1), (2, 4, 0, 1), (2, 4, 1, 2)])
 def test_batches_are_those_of_the_definition(trainer_library, tmp_path, place, shuffle):
-    """Through several epochs, a reset and a leap, over shards of unequal length."""
-    lengths = (17, 33, 40, 18)  # just one sample for the largest stride, exactly two, and tails
+    """Over several epochs, a reset and a seek, with shards of unequal length."""
+    lengths = (17, 33, 40, 18)  # one sample for the largest stride, exactly two, and remainders
     draw = np.random.default_rng(7)
     shards = [draw.integers(0, 65536, n) for n in lengths]
     for i, tokens in enumerate(shards):
@@ -51,32 +49,32 @@ def test_batches_are_those_of_the_definition(trainer_library, tmp_path, place, s
             assert a.tolist() == b.tolist()
 
     same_for(60)
-    trainer_library.shim_reset()
+    trainer_library.reset()
     expected.reset()
     same_for(30)
     if not shuffle:
-        trainer_library.shim_seek(ctypes.c_int64(2), ctypes.c_int64(1))
+        trainer_library.seek(2, 1)
         expected.begin(2)
         expected.taken = 1
         same_for(20)
-    trainer_library.shim_close()
+    trainer_library.close()
 
 
-# ---- gpt2_vocabulary.c ----------------------------------------------------------------------
+# ---- gpt2/vocabulary.c ----------------------------------------------------------------------
 
 
 def test_what_is_printed_of_a_token(trainer_library, tmp_path):
-    """Lone bytes only if printable or blank, longer texts as they are, both up to a NUL."""
+    """Single bytes only if printable or whitespace, longer texts always, both up to a NUL."""
     lone = [bytes([b]) for b in range(256)]
     longer = [b"ab", b"\xff\x01", b"\x00abc", b"a\x00bc", b"\x01\x00", b"ab\x00c", b"x" * 255]
     path = tmp_path / "t.bin"
     path.write_bytes(tokenizer_file([*lone, *longer], end_of_text=7))
-    assert trainer_library.shim_vocabulary_of(str(path).encode(), 256 + len(longer)) == 7
-    out = ctypes.create_string_buffer(300)
+    assert trainer_library.vocabulary_of(str(path).encode(), 256 + len(longer)) == 7
+    out = np.zeros(300, np.uint8)
     shown = []
     for i in range(len(lone) + len(longer)):
-        n = trainer_library.shim_shown(i, out)
-        shown.append(out.raw[:n])
+        n = trainer_library.shown(i, out)
+        shown.append(out[:n].tobytes())
     blank_or_printable = {9, 10, 11, 12, 13, *range(32, 127)}
     assert shown[:256] == [s if s[0] in blank_or_printable else b"" for s in lone]
     assert shown[256:] == [b"ab", b"\xff\x01", b"", b"a", b"", b"ab", b"x" * 255]
@@ -96,14 +94,14 @@ def train(program, folder, *flags):
 
 
 def losses_of(done):
-    """Validation and training losses of a record."""
+    """Validation and training losses of a log."""
     text = done.stdout.decode()
     validation = [float(x) for x in re.findall(r"^val loss (\S+)$", text, re.MULTILINE)]
     return validation, [float(x) for _, x in re.findall(STEP, text)]
 
 
 def definition(folder, train_tokens=200, validation_tokens=60):
-    """The same model on the same batches."""
+    """The second definition of the same model and batches."""
     flat = np.frombuffer((folder / "m.bin").read_bytes()[1024:], "<f4").copy()
     shards = {}
     for name, n in (("train", train_tokens), ("val", validation_tokens)):
@@ -114,7 +112,7 @@ def definition(folder, train_tokens=200, validation_tokens=60):
 
 
 def test_record_has_the_lines_of_the_original(trainer, corpus):
-    """Every line, in order, with the numbers of the model and the data."""
+    """Every line, in order, with the sizes of the model and the data."""
     done = train(trainer, corpus, *SHAPE_FLAGS)
     assert done.returncode == 0, done.stderr
     b, s, v = CONFIG.channels * B * T, CONFIG.num_layers, CONFIG.padded_vocab_size
@@ -144,8 +142,7 @@ num_activations: {activations}
 def test_losses_are_those_of_the_definition(trainer, corpus):
     """41 updates and five validations agree with the NumPy model and AdamW.
 
-    5e-5 is ten times what other orders of summation and PyTorch were found to move such losses by;
-    see section 15 of the specification.
+    5e-5 is ten times the measured effect of other summation orders, and of PyTorch, on such losses.
     """
     validation, training = losses_of(train(trainer, corpus, *SHAPE_FLAGS))
     expected = definition(corpus)
@@ -169,8 +166,10 @@ def coins(n):
 
 
 def test_texts_are_drawn_from_the_model(trainer, corpus):
-    """Each id is the one in whose share of the probability its coin falls; the second text goes on
-    with the coins. Coins nearer to a border than rounding may move it go either way."""
+    """The coin of each id falls into its interval of cumulative probability, up to rounding.
+
+    The second text continues the sequence of coins.
+    """
     done = train(trainer, corpus, *SHAPE_FLAGS)
     texts = re.findall(r"---\n([\d ]+)\n---\n", done.stdout.decode())
     coin = iter(coins(2 * (T - 1)))
@@ -187,8 +186,8 @@ def test_texts_are_drawn_from_the_model(trainer, corpus):
 
 
 def parrot():
-    """A model that says its last token again: rows of +-1 whose likeness to others is half at
-    most, and nothing between them and the classifier."""
+    """A model that repeats its last token: blocks that add nothing, and embeddings of +-1 whose dot
+    products with others are at most half of the maximum."""
     params = Parameters(CONFIG.shapes())
     signs = itertools.islice(itertools.combinations(range(CONFIG.channels), 4), CONFIG.vocab_size)
     params.wte[...] = -1
@@ -200,7 +199,7 @@ def parrot():
 
 @pytest.mark.parametrize("end", [0, 3, CONFIG.vocab_size - 1])
 def test_text_begins_after_the_end_of_a_text(trainer, corpus, end):
-    """The id that the tokenizer file names is where the model begins; it is not printed itself."""
+    """The first token is the end-of-text id of the tokenizer file; it is not printed."""
     (corpus / "m.bin").write_bytes(parrot())
     letters = [b"%c " % (ord("a") + i) for i in range(CONFIG.vocab_size)]
     (corpus / "t.bin").write_bytes(tokenizer_file(letters, end))
@@ -209,7 +208,7 @@ def test_text_begins_after_the_end_of_a_text(trainer, corpus, end):
 
 
 def test_text_begins_with_the_last_id_if_there_is_no_tokenizer(trainer, corpus):
-    """And numbers are printed, a blank after each; a warning says why."""
+    """Ids are printed instead of texts, with a warning."""
     (corpus / "m.bin").write_bytes(parrot())
     done = train(trainer, corpus, *SHAPE_FLAGS, "-l", 0)
     assert done.stdout.count(b"---\n" + b"19 " * (T - 1) + b"\n---\n") == 2
@@ -217,7 +216,7 @@ def test_text_begins_with_the_last_id_if_there_is_no_tokenizer(trainer, corpus):
 
 
 def test_written_model_goes_on_where_it_stopped(trainer, corpus):
-    """The file of -o is a model file, and validates as the training did at that step."""
+    """The file of -o is a model file with the validation loss of that step."""
     done = train(trainer, corpus, *SHAPE_FLAGS, "-x", 11)
     assert train(trainer, corpus, *SHAPE_FLAGS, "-x", 10, "-o", "out.bin").returncode == 0
     assert (corpus / "out.bin").read_bytes()[:1024] == model_file()[:1024]
@@ -236,11 +235,11 @@ def test_one_batch_is_learned_by_heart(trainer, corpus):
 def test_threads_change_no_bit(trainer, corpus, build):
     """The build with OpenMP, with one thread or three, writes the same model."""
     try:
-        compile_c(build / "threads", *STRICT, "-fopenmp", str(CSRC / "train_gpt2.c"))
+        parallel = build(CSRC / "train_gpt2.c", *STRICT_O3, "-fopenmp")
     except AssertionError:
         pytest.skip("this compiler has no OpenMP")
     models = []
-    for program, threads in ((trainer, 1), (build / "threads", 1), (build / "threads", 3)):
+    for program, threads in ((trainer, 1), (parallel, 1), (parallel, 3)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OMP_NUM_THREADS", str(threads))
             train(program, corpus, *SHAPE_FLAGS, "-x", 5, "-o", "out.bin")
@@ -250,7 +249,7 @@ def test_threads_change_no_bit(trainer, corpus, build):
 
 
 def test_gradient_is_that_of_the_mean_loss(trainer, corpus):
-    """AdamW hides the scale of a gradient unless it is near epsilon, as for an unlikely id here.
+    """AdamW cancels the scale of a gradient unless it is near epsilon, as for an unlikely id here.
 
     Of a parrot on one token, the loss has the gradient p_j * lnf in the row j of another token,
     with p_j = e^-20 for one that is half like it and nothing for the rest, and lnf = +-5. The
@@ -277,7 +276,7 @@ def test_gradient_is_that_of_the_mean_loss(trainer, corpus):
 
 
 def test_numbers_that_are_not_given_are_the_original_ones(trainer, corpus):
-    """Rows, tokens, updates and the rate: spelled out, they lead to the same model."""
+    """The defaults of -b, -t, -x and -l, given explicitly, lead to the same model."""
     config = GPT2Config(**{**CONFIG.__dict__, "max_seq_len": 64})
     (corpus / "m.bin").write_bytes(model_file(config))
     for name in ("train.bin", "val.bin"):
@@ -290,7 +289,7 @@ def test_numbers_that_are_not_given_are_the_original_ones(trainer, corpus):
 
 @pytest.mark.parametrize("flags", [["-l", 0, "-x", 3], ["-x", 0]])
 def test_model_stays_where_nothing_is_learned(trainer, corpus, flags):
-    """Bit for bit: at rate 0 there is no step and no decay, and -x 0 makes no update."""
+    """A learning rate of 0 and -x 0 leave every bit."""
     done = train(trainer, corpus, *SHAPE_FLAGS, *flags, "-o", "out.bin")
     assert done.returncode == 0
     assert done.stdout.count(b"train loss") == flags[-1]
@@ -298,7 +297,7 @@ def test_model_stays_where_nothing_is_learned(trainer, corpus, flags):
 
 
 def test_mean_of_first_batches_is_log_of_vocabulary_for_a_flat_model(trainer, corpus):
-    """All weights zero: every id has the same share, whatever the batch."""
+    """With all weights zero every id has the same probability."""
     (corpus / "m.bin").write_bytes(model_file(std=0.0))
     validation, training = losses_of(train(trainer, corpus, *SHAPE_FLAGS, "-x", 1))
     assert abs(validation[0] - math.log(20)) <= 1e-5

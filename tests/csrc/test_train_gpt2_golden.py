@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import re
@@ -10,9 +9,9 @@ import re
 import numpy as np
 import pytest
 
-from .oracle import pointer, same_bits
-from .program import run
-from .trainer_parts import CLoader, first_weights, normals, twister
+from tests.csrc.oracle import same_bits
+from tests.csrc.program import run
+from tests.csrc.trainer_parts import CLoader, first_weights, normals
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +25,7 @@ def flags_of(model, folder, *more):
 
 
 def test_transcript_is_that_of_the_original(llmc, trainer):
-    """The whole standard output of 41 steps, times apart, byte for byte."""
+    """The standard output of 41 steps, byte for byte except for times."""
     folder = llmc / "program_cpu" / "small"
     flags = flags_of(llmc / "models/small/model.bin", folder, "-z", folder / "tokenizer.bin")
     done = run(trainer, *flags)
@@ -62,7 +61,7 @@ def test_trained_model_has_the_recorded_bits(llmc, trainer, tmp_path):
 
 
 def test_batches_and_positions_are_the_recorded_ones(llmc, trainer_library):
-    """Every run of the record: shards by pattern, ranks, shuffles, resets, leaps."""
+    """Every recorded run: shards by pattern, ranks, shuffles, resets, seeks."""
     folder = llmc / "dataloader"
     runs = json.loads((folder / "runs.json").read_text())
     z = np.load(folder / "sequences.npz")
@@ -76,9 +75,9 @@ def test_batches_and_positions_are_the_recorded_ones(llmc, trainer_library):
         batch = 0
         for step in r["script"]:
             if step[0] == "reset":
-                trainer_library.shim_reset()
+                trainer_library.reset()
             elif step[0] == "resume":
-                trainer_library.shim_seek(*map(ctypes.c_int64, step[1:]))
+                trainer_library.seek(*step[1:])
             else:
                 for _ in range(step[1]):
                     tokens, position = loader.next()
@@ -87,22 +86,22 @@ def test_batches_and_positions_are_the_recorded_ones(llmc, trainer_library):
                     assert position == tuple(z[name + "__pos"][batch]), name
                     batch += 1
         assert batch == len(z[name + "__inputs"])
-        trainer_library.shim_close()
+        trainer_library.close()
 
 
 def test_tokens_print_as_recorded(llmc, trainer_library):
-    """The bytes that the original prints for each token of two files, and where texts end."""
+    """The printed bytes of each token of two files, and their end-of-text ids."""
     folder = llmc / "tokenizer"
     record = json.loads((folder / "tokenizer.json").read_text())
-    out = ctypes.create_string_buffer(300)
+    out = np.zeros(300, np.uint8)
     for name, printed in (("small", "printed_hex"), ("small_rev", None)):
         case = record[name]
         path = str(folder / case["file"]).encode()
-        assert trainer_library.shim_vocabulary_of(path, case["vocab"]) == case["eot"]
+        assert trainer_library.vocabulary_of(path, case["vocab"]) == case["eot"]
         if printed is not None:
             for token, shown in record[printed].items():
-                n = trainer_library.shim_shown(int(token), out)
-                assert out.raw[:n].hex() == shown, token
+                n = trainer_library.shown(int(token), out)
+                assert out[:n].tobytes().hex() == shown, token
 
 
 # ---- random numbers -------------------------------------------------------------------------
@@ -115,21 +114,21 @@ def test_words_and_floats_are_the_recorded_ones(llmc, trainer_library):
     assert len(record) == 8
     for name, r in record.items():
         seed = int(name)
-        state = twister(library, seed)
-        words = [library.mersenne_u32(pointer(state)) for _ in range(1252)]
+        library.seed(seed)
+        words = [library.u32() for _ in range(1252)]
         assert words[:20] == r["u32_first20"]
         assert words[620:630] == r["u32_620_630"]
         assert words[1244:] == r["u32_1244_1252"]
-        state = twister(library, seed)
-        assert [str(library.mersenne_u64(pointer(state))) for _ in r["u64"]] == r["u64"]
-        state = twister(library, seed)
-        assert [library.mersenne_f32(pointer(state)) for _ in r["f32"]] == r["f32"]
-        state = twister(library, seed)
-        assert [library.mersenne_f64(pointer(state)) for _ in r["f64"]] == r["f64"]
+        library.seed(seed)
+        assert [str(library.u64()) for _ in r["u64"]] == r["u64"]
+        library.seed(seed)
+        assert [library.f32() for _ in r["f32"]] == r["f32"]
+        library.seed(seed)
+        assert [library.f64() for _ in r["f64"]] == r["f64"]
         for n in (1, 2, 5, 8, 15, 16, 17, 24, 31, 32, 33, 48, 100):
-            state = twister(library, seed)
-            normals(library, state, n)
-            next_word = library.mersenne_u32(pointer(state))
+            library.seed(seed)
+            normals(library, n)
+            next_word = library.u32()
             assert next_word == r[f"next_u32_after_normal_n{n}"]
 
 
@@ -137,12 +136,13 @@ def test_permutations_are_the_recorded_ones(llmc, trainer_library):
     """A shuffle, a second one on top, and the word after it."""
     for seed, r in json.loads((llmc / "rand.json").read_text()).items():
         for name, case in r["perm"].items():
-            n, state = int(name), twister(trainer_library, int(seed))
+            n = int(name)
+            trainer_library.seed(int(seed))
             items = np.arange(n, dtype=np.int32)
             for kept in ("first", "second_on_top"):
-                trainer_library.mersenne_shuffle(pointer(items), ctypes.c_int64(n), pointer(state))
+                trainer_library.shuffle(items, n)
                 assert items.tolist() == case[kept]
-            assert trainer_library.mersenne_u32(pointer(state)) == case["next_u32"]
+            assert trainer_library.u32() == case["next_u32"]
 
 
 def test_normals_are_the_recorded_bits(llmc, trainer_library):
@@ -150,14 +150,14 @@ def test_normals_are_the_recorded_bits(llmc, trainer_library):
     z = np.load(llmc / "rand_normals.npz")
     for name in z.files:
         seed, n, mean, std = (part[1:] for part in name.split("_"))
-        state = twister(trainer_library, int(seed))
-        got = normals(trainer_library, state, int(n), float(mean), float(std))
+        trainer_library.seed(int(seed))
+        got = normals(trainer_library, int(n), float(mean), float(std))
         assert same_bits(got, z[name]), name
 
 
 @pytest.mark.parametrize("name", ["init_tiny", "d6"])
 def test_first_weights_are_the_recorded_ones(llmc, trainer_library, name):
-    """Of a small shape and of the smallest one that has a name."""
+    """Of a small shape and of the smallest named one."""
     record = json.loads((llmc / "init/init.json").read_text())[name]
     values = [record["config"][field] for field in ("maxT", "V", "L", "NH", "C", "Vp")]
     floats = first_weights(trainer_library, values)

@@ -1,6 +1,6 @@
-"""csrc/train_gpt2.c and bad input: one line, exit code 1, and nothing trained before it is said.
+"""csrc/train_gpt2.c and bad input: one line, exit code 1, before any training.
 
-Numbers of rows are those of the table of hostile input.
+Row numbers are those of tests/hostile/README.md.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from pyllm2.gpt2.config import GPT2Config
-
-from . import program
-from .gpt2_tiny import (
+from tests.csrc import program
+from tests.csrc.program import run
+from tests.support.gpt2_files import (
     CONFIG,
     MODEL,
     TOKENS,
@@ -25,7 +25,6 @@ from .gpt2_tiny import (
     tokenizer_file,
     with_number,
 )
-from .program import run
 
 FLAGS = ["-b", "2", "-t", "6", "-x", "2"]
 FILES = {"-e": "m.bin", "-z": "t.bin", "-i": "train.bin", "-j": "val.bin"}
@@ -50,7 +49,7 @@ def files(corpus):
 
 
 def test_the_good_files_train_in_silence(trainer, files):
-    """What the lies below are made from."""
+    """The files that the bad ones are made from are valid."""
     done = train(trainer, files)
     assert done.returncode == 0
     assert done.stderr == b""
@@ -119,7 +118,7 @@ BAD_MODELS = {
 
 @pytest.mark.parametrize("row", BAD_MODELS)
 def test_bad_models_are_refused(trainer, files, row):
-    """Each lie of a model gets one line that names the file, the field and the value."""
+    """The error is one line that names the file, the field and the value."""
     content, words = BAD_MODELS[row]
     (files / "m.bin").write_bytes(content)
     assert refused(train(trainer, files), "m.bin: ", *words)
@@ -154,14 +153,14 @@ BAD_SHARDS = {
 @pytest.mark.parametrize("name", ["train.bin", "val.bin"])
 @pytest.mark.parametrize("row", [r for r in BAD_SHARDS if not r.startswith("32")])
 def test_bad_shards_are_refused(trainer, files, row, name):
-    """Each lie of a shard is found before the first step."""
+    """The error comes before the first step."""
     content, words = BAD_SHARDS[row]
     (files / name).write_bytes(content)
     assert refused(train(trainer, files), name + ": ", *words)
 
 
 def test_ids_beyond_the_vocabulary_are_named(trainer, files):
-    """Row 32: with the place of the token, when its batch is read."""
+    """Row 32: the error names the position of the token when its batch is read."""
     tokens = np.full(60, 3)
     tokens[7] = 20
     (files / "val.bin").write_bytes(shard(tokens))
@@ -175,7 +174,7 @@ def test_ids_beyond_the_vocabulary_are_named(trainer, files):
 
 
 def test_every_shard_is_looked_at_before_training(trainer, files):
-    """The second file that a pattern names is as good a reason as the first."""
+    """Every file that a pattern matches is checked."""
     (files / "s_1.bin").write_bytes(shard_file(40))
     (files / "s_2.bin").write_bytes(GOOD_SHARD[:-1])
     assert refused(train(trainer, files, "-i", "s_*.bin"), "s_2.bin: ", "1143")
@@ -196,7 +195,8 @@ BAD_TOKENIZERS = {
     "20 header only": (GOOD_TOKENIZER[:1024], ["tokens = 20 (byte 8): at most 0 fit"]),
     "20 cut in a token": (GOOD_TOKENIZER[:-1], ["token 19 of 20: length = 2", "1 bytes left"]),
     "20 cut before a token": (
-        tokenizer_file([b"longer" * 9] * 19, 19)[:8] + struct.pack("<i", 20)
+        tokenizer_file([b"longer" * 9] * 19, 19)[:8]
+        + struct.pack("<i", 20)
         + tokenizer_file([b"longer" * 9] * 19, 19)[12:],
         ["ends before token 19 of 20"],
     ),
@@ -220,19 +220,19 @@ BAD_TOKENIZERS = {
     ),
     "end of text above": (with_number(GOOD_TOKENIZER, 3, 20), ["end_of_text = 20 (byte 12)"]),
     "end of text negative": (with_number(GOOD_TOKENIZER, 3, -1), ["from 0 to 19"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("row", BAD_TOKENIZERS)
 def test_bad_tokenizers_are_refused(trainer, files, row):
-    """Each lie of a tokenizer gets one line; only a missing file is no reason to stop."""
+    """The error is one line; only a missing file is a warning."""
     content, words = BAD_TOKENIZERS[row]
     (files / "t.bin").write_bytes(content)
     assert refused(train(trainer, files), "t.bin: ", *words)
 
 
 def test_version_1_of_a_tokenizer(trainer, files):
-    """It has no end-of-text of its own: the one of GPT-2, so a smaller model cannot use it."""
+    """It has the end-of-text id of GPT-2, which a smaller model lacks."""
     (files / "t.bin").write_bytes(tokenizer_file([b"x"] * 50257, 0, version=1))
     assert refused(train(trainer, files), "end_of_text = 50256 (byte 12): must be from 0 to 19")
     config = GPT2Config(**{**CONFIG.__dict__, "vocab_size": 50257, "padded_vocab_size": 50257})
@@ -245,7 +245,7 @@ def test_version_1_of_a_tokenizer(trainer, files):
 
 @pytest.mark.parametrize("flag", ["-e", "-z", "-i", "-j"])
 def test_only_regular_files_are_opened(trainer, files, flag):
-    """Row 19: a folder, a FIFO or a missing file is refused in words, and nothing hangs."""
+    """Row 19: a folder, a FIFO or a missing file is an error, and nothing hangs."""
     (files / "folder").mkdir()
     os.mkfifo(files / "fifo")
     assert refused(train(trainer, files, flag, "folder"), "folder: is a folder")
@@ -295,7 +295,7 @@ def test_unknown_flags_get_the_usage(trainer, files, flags):
 
 
 def test_without_flags_the_file_names_are_the_original_ones(trainer, tmp_path):
-    """The first file that lacks is named; shards are looked for in two places."""
+    """The error names the first missing file; shards have two default places."""
     assert refused(run(trainer, cwd=tmp_path), "gpt2_124M.bin: No such file")
     config = GPT2Config(**{**CONFIG.__dict__, "max_seq_len": 64})
     (tmp_path / "gpt2_124M.bin").write_bytes(model_file(config))
@@ -317,7 +317,7 @@ def test_without_flags_the_file_names_are_the_original_ones(trainer, tmp_path):
 
 
 def test_untrained_models_have_names(trainer, files):
-    """d6 is a shape of GPT-2, which has 1024 positions; d7 is a file that is not there."""
+    """d6 is a shape with 1024 positions; d7 is a missing file."""
     assert refused(
         train(trainer, files, "-e", "d6", "-t", "1025"), "d6: max_seq_len = 1024", "1025"
     )
@@ -325,7 +325,7 @@ def test_untrained_models_have_names(trainer, files):
 
 
 def test_batch_that_memory_cannot_hold_is_refused(trainer, files):
-    """Row 76: with how much it needs and which flags make it smaller."""
+    """Row 76: the error says how much is needed and which flags reduce it."""
     (files / "train.bin").write_bytes(shard_file(400_001))
     flags = [part for pair in FILES.items() for part in pair]
     limited = ["sh", "-c", 'ulimit -v 300000; exec "$@"', "sh"]
@@ -334,7 +334,7 @@ def test_batch_that_memory_cannot_hold_is_refused(trainer, files):
 
 
 def test_training_that_explodes_stops(trainer, files):
-    """Row 75: a loss that is not finite ends it, with the step, and no model is written."""
+    """Row 75: a non-finite loss ends the training, and no model is written."""
     done = train(trainer, files, "-l", "1e30", "-x", "9", "-o", "out.bin")
     assert done.returncode == 1
     assert b"train_gpt2: error: step " in done.stderr
@@ -343,7 +343,7 @@ def test_training_that_explodes_stops(trainer, files):
 
 
 def test_the_old_model_stays_if_the_new_one_cannot_be_written(trainer, files):
-    """Row 71: no space left in the middle of the new file."""
+    """Row 71: no space left while the model is written."""
     (files / "out.bin").write_bytes(b"old")
     flags = [part for pair in FILES.items() for part in pair] + FLAGS + ["-o", "out.bin"]
     limited = ["sh", "-c", 'trap "" XFSZ; ulimit -f 4; exec "$@"', "sh"]

@@ -1,6 +1,6 @@
-"""GPT-2's losses once more, from the published formulas: float64, one position after the other.
+"""A second definition of GPT-2's losses, from the published formulas, in float64.
 
-It shares no line with `pyllm2.gpt2`, and is slow and plain, to be right.
+It shares no line with `pyllm2.gpt2` and goes position by position: slow, but easy to check.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pyllm2.gpt2.config import GPT2Config
-from pyllm2.training.parameters import Parameters
+from pyllm2.parameters import Parameters
 
 
 def norm(x: Any, w: Any, b: Any) -> Any:
@@ -24,7 +24,7 @@ def gelu(x: Any) -> Any:
 
 
 def losses_of_row(config: GPT2Config, p: dict[str, Any], tokens: Any, targets: Any) -> list[float]:
-    """The loss at every position of one text."""
+    """The loss at every position of one row."""
     C, hs = config.channels, config.head_size
     rows: list[list[Any]] = [[] for _ in range(config.num_layers)]  # of q, k, v seen so far
     losses = []
@@ -48,7 +48,7 @@ def losses_of_row(config: GPT2Config, p: dict[str, Any], tokens: Any, targets: A
 
 
 def losses(config: GPT2Config, params: Parameters, tokens: Any, targets: Any) -> Any:
-    """(B, T)"""
+    """The loss at every position, (B, T)."""
     p = {name: a.astype(np.float64) for name, a in params.items()}
     pairs = zip(tokens, targets, strict=True)
     return np.array([losses_of_row(config, p, x, y) for x, y in pairs])

@@ -1,4 +1,4 @@
-"""What Python adds to csrc/gpt2.c and adamw.c: fresh outputs, buffers that are kept, refusals."""
+"""What Python adds to csrc/gpt2 and adamw.c: fresh outputs, kept buffers, threads, errors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pyllm2.gpt2.config import GPT2Config
-from pyllm2.gpt2.model import GPT2
-from pyllm2.training.parameters import Parameters
-from tests.tested import BACKENDS, ops_of
+from pyllm2.gpt2.training import TrainableGPT2
+from pyllm2.parameters import Parameters
+from tests.support.tested import BACKENDS, engine_of, ops_of
 
 C_BACKENDS = [backend for backend in BACKENDS if backend.startswith("c")]
 CONFIG = GPT2Config(
@@ -18,10 +18,10 @@ CONFIG = GPT2Config(
 )
 
 
-def random_model(backend: str, seed: int = 0, config: GPT2Config = CONFIG) -> GPT2:
+def random_model(backend: str, seed: int = 0, config: GPT2Config = CONFIG) -> TrainableGPT2:
     params = Parameters(config.shapes())
     params.flat[...] = np.random.default_rng(seed).normal(0, 0.5, params.flat.size)
-    return GPT2(config, params, ops_of(backend, "gpt2"))
+    return TrainableGPT2(config, params, engine_of(backend, "gpt2"))
 
 
 def batch(B: int, T: int, seed: int = 0) -> Any:
@@ -31,7 +31,7 @@ def batch(B: int, T: int, seed: int = 0) -> Any:
 
 @pytest.mark.parametrize("backend", [b for b in C_BACKENDS if b.endswith("-strict")])
 def test_the_whole_model_is_the_composition_of_its_ops(backend: str) -> None:
-    """To the bit, for a build that adds in one order."""
+    """A strict build gives equal bits."""
     model, (tokens, targets) = random_model(backend), batch(2, 5)
     acts = model.forward(tokens, targets)
     composed = model.backward(acts, np.full((2, 5), 0.1, np.float32))
@@ -44,7 +44,7 @@ def test_the_whole_model_is_the_composition_of_its_ops(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", C_BACKENDS)
 def test_a_fresh_gradient_does_not_depend_on_what_was_there(backend: str) -> None:
-    """Nor on what the buffers held: of the same batch twice it is the same, to the bit."""
+    """The same batch twice gives the same bits, whatever grads and the buffers held."""
     model, (tokens, targets) = random_model(backend), batch(2, 4)
     first, second = model.params.zeros_like(), model.params.zeros_like()
     second.flat.fill(np.nan)
@@ -56,7 +56,7 @@ def test_a_fresh_gradient_does_not_depend_on_what_was_there(backend: str) -> Non
 
 @pytest.mark.parametrize("backend", C_BACKENDS)
 def test_a_gradient_that_is_not_fresh_is_added(backend: str) -> None:
-    """Zero times a gradient changes nothing; added to zeros it is the fresh one."""
+    """Added to zeros it equals a fresh one; with dloss 0 nothing changes."""
     model, (tokens, targets) = random_model(backend), batch(2, 4)
     grads, fresh = model.params.zeros_like(), model.params.zeros_like()
     model.add_gradient(tokens, targets, 0.5, fresh, fresh=True)
@@ -67,8 +67,8 @@ def test_a_gradient_that_is_not_fresh_is_added(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", C_BACKENDS)
-def test_buffers_that_are_kept_do_not_show(backend: str) -> None:
-    """Shapes, models and batches may alternate; losses once given stay as they are."""
+def test_kept_buffers_do_not_affect_results(backend: str) -> None:
+    """Shapes, models and batches may alternate; earlier losses do not change."""
     one, other = random_model(backend, 1), random_model(backend, 2)
     deeper = GPT2Config(8, 11, 3, 3, 6, 13)
     wanted = {}
@@ -88,8 +88,8 @@ def test_buffers_that_are_kept_do_not_show(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", C_BACKENDS)
-def test_parameters_are_read_anew_each_time(backend: str) -> None:
-    """An optimizer changes them in place, and a checkpoint may put others there, read-only."""
+def test_parameters_are_read_at_every_call(backend: str) -> None:
+    """They may be changed in place or replaced by a read-only vector."""
     model, (tokens, targets) = random_model(backend, 1), batch(1, 4)
     before = model.losses(tokens, targets)
     model.params.flat *= np.float32(1.5)
@@ -102,8 +102,8 @@ def test_parameters_are_read_anew_each_time(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", C_BACKENDS)
-def test_a_backward_leaves_what_it_was_given(backend: str) -> None:
-    """encoder_backward returns sums; the gradients so far stay with the caller."""
+def test_a_backward_does_not_change_its_arguments(backend: str) -> None:
+    """encoder_backward returns sums and leaves the caller's gradients as they are."""
     ops, (tokens, _) = ops_of(backend, "gpt2"), batch(2, 3)
     dwte, dwpe = np.ones((12, 6), np.float32), np.ones((8, 6), np.float32)
     dout = np.ones((2, 3, 6), np.float32)
@@ -117,19 +117,19 @@ def test_a_backward_leaves_what_it_was_given(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", C_BACKENDS)
 def test_a_gradient_that_c_could_only_copy_is_refused(backend: str) -> None:
-    """Writing into a copy would lose it without a word."""
+    """Writing into a copy would lose the gradient silently."""
     model, (tokens, targets) = random_model(backend), batch(1, 3)
     n = CONFIG.parameters()
     for flat in (np.zeros(n), np.zeros(2 * n, np.float32)[::2]):
         for fresh in (True, False):
-            with pytest.raises(TypeError, match="float32 arrays without gaps"):
+            with pytest.raises(TypeError, match="contiguous float32 array"):
                 model.add_gradient(tokens, targets, 1, Parameters(CONFIG.shapes(), flat), fresh)
 
 
 @pytest.mark.parametrize("backend", C_BACKENDS)
 @pytest.mark.parametrize("bad", [0, 2, 3])
 def test_adamw_refuses_what_it_cannot_write_into(backend: str, bad: int) -> None:
-    """Parameters and moments in float64, with gaps or read-only; a gradient is only read."""
+    """Parameters and moments in float64, with gaps or read-only; any gradient can be read."""
     ops = ops_of(backend, "training")
     read_only = np.ones(4, np.float32)
     read_only.flags.writeable = False
@@ -140,13 +140,13 @@ def test_adamw_refuses_what_it_cannot_write_into(backend: str, bad: int) -> None
         ops.adamw_update(*arrays, *hyper)
         assert (arrays[0] < 1).all()
         arrays[bad] = a
-        with pytest.raises(TypeError, match="float32 arrays without gaps"):
+        with pytest.raises(TypeError, match="contiguous writeable float32 array"):
             ops.adamw_update(*arrays, *hyper)
 
 
 @pytest.mark.parametrize("backend", C_BACKENDS)
 @pytest.mark.parametrize("exponent", [0, 100, -100])
 def test_the_global_norm_is_taken_in_double(backend: str, exponent: int) -> None:
-    """3, 4 and 5 are exact, and their squares leave the range of float32 long before double's."""
+    """Squares of scaled 3, 4 and 5 leave the range of float32, but not of double."""
     dw = np.ldexp(np.float32([3, 0, -4]), exponent)
     assert ops_of(backend, "training").global_norm(dw) == 5 * 2.0**exponent

@@ -1,9 +1,10 @@
-"""GPT-2 token by token: the same numbers as all at once, and the original's samples."""
+"""GPT-2 token by token: the logits of whole sequences, and the original's samples."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,32 +12,40 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyllm2
+from pyllm2.backends import Engine
 from pyllm2.errors import ContextError, FileError, NotFiniteError, TokenizerError
-from pyllm2.generate import generate_ids
 from pyllm2.gpt2 import ops as specification
+from pyllm2.gpt2.checkpoint import save_parameters
 from pyllm2.gpt2.config import GPT2Config
-from pyllm2.gpt2.decoding import Decoder
-from pyllm2.gpt2.files import save_parameters
 from pyllm2.gpt2.initial import initial_parameters
 from pyllm2.gpt2.model import GPT2
-from pyllm2.gpt2.tokenizer import byte_tokenizer
-from pyllm2.sampling import Sampler
-from pyllm2.session import Session
-from pyllm2.training.parameters import Parameters
-from tests.tested import BACKENDS, ops_of
+from pyllm2.gpt2.training import TrainableGPT2
+from pyllm2.inference.session import Session
+from pyllm2.parameters import Parameters
+from pyllm2.tokenizers.byte_level import byte_tokenizer
+from tests.support.profiles import few
+from tests.support.tested import BACKENDS, engine_of
 
+NUMPY = Engine(specification)
 CONFIG = GPT2Config(
     max_seq_len=9, vocab_size=257, num_layers=2, num_heads=3, channels=12, padded_vocab_size=260
 )
 
 
-def random_gpt2(seed: int, ops: object, dtype: type = np.float32) -> GPT2:
-    """Weights ten times those that training begins with, so that layers matter."""
+def random_gpt2(seed: int, engine: Engine, dtype: type = np.float32) -> GPT2:
+    """Weights ten times the initial ones, so that every layer matters."""
     rng = np.random.default_rng(seed)
     numbers = rng.normal(0, 0.2, CONFIG.parameters()).astype(dtype)
-    return GPT2(CONFIG, Parameters(CONFIG.shapes(), numbers), ops)
+    return GPT2(CONFIG, Parameters(CONFIG.shapes(), numbers), engine)
 
 
+def logits_of_the_whole(gpt2: GPT2, ids: Any) -> Any:
+    """Logits of all positions at once, as in training, without a cache. (T,)   ->   (T, V)"""
+    acts = TrainableGPT2(CONFIG, gpt2.params, gpt2.engine).forward(ids[None], ids[None])
+    return acts.logits[0, :, : CONFIG.vocab_size]
+
+
+@few()
 @given(
     st.integers(0, 2**32 - 1),
     st.lists(st.integers(0, CONFIG.vocab_size - 1), min_size=1, max_size=CONFIG.max_seq_len),
@@ -45,10 +54,10 @@ def random_gpt2(seed: int, ops: object, dtype: type = np.float32) -> GPT2:
 def test_pieces_of_a_text_give_the_logits_of_the_whole(
     seed: int, ids: list[int], data: st.DataObject
 ) -> None:
-    """In float64 to a few roundings: the cache adds nothing and forgets nothing."""
-    gpt2 = random_gpt2(seed, specification, np.float64)
-    whole = gpt2.forward(np.array(ids)[None]).logits[0, :, : CONFIG.vocab_size]
-    session = Session(Decoder(gpt2), len(ids), "numpy")
+    """In float64, within a few roundings, however the text is cut."""
+    gpt2 = random_gpt2(seed, NUMPY, np.float64)
+    whole = logits_of_the_whole(gpt2, np.array(ids))
+    session = Session(gpt2, len(ids), "numpy")
     pieces, left = [], ids
     while left:
         n = data.draw(st.integers(1, len(left)))
@@ -60,11 +69,11 @@ def test_pieces_of_a_text_give_the_logits_of_the_whole(
 
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b.endswith("-strict")])
 def test_strict_backends_give_the_same_bits_with_a_cache(backend: str) -> None:
-    """They add in the same order, however many tokens come at once."""
-    gpt2 = random_gpt2(1, ops_of(backend, "gpt2"))
+    """The order of additions does not depend on the number of tokens per call."""
+    gpt2 = random_gpt2(1, engine_of(backend, "gpt2"))
     ids = np.random.default_rng(2).integers(0, CONFIG.vocab_size, CONFIG.max_seq_len)
-    whole = gpt2.forward(ids[None].astype(np.int32)).logits[0, :, : CONFIG.vocab_size]
-    session = Session(Decoder(gpt2), len(ids), backend)
+    whole = logits_of_the_whole(gpt2, ids.astype(np.int32))
+    session = Session(gpt2, len(ids), backend)
     found = np.concatenate([session.feed([int(i)]) for i in ids])
     np.testing.assert_array_equal(found, whole)
 
@@ -72,15 +81,14 @@ def test_strict_backends_give_the_same_bits_with_a_cache(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["small", "tiny"])
 def test_the_originals_samples(backend: str, name: str, shared: Path) -> None:
-    """Its random numbers, its probabilities: the same tokens from one end-of-text."""
+    """The same tokens from one end-of-text, with the original's random numbers."""
     golden = shared / "golden" / "llmc"
     model = pyllm2.load(golden / "models" / name / "model.bin", backend=backend)
     text = (golden / f"generation_{name}.json").read_text()
     for sample in json.loads(text)["probs_sample_mult_state_carried"]["runs"][:1]:
         first, *expected = sample["tokens"]
-        session = model.start()
-        sampler = Sampler(1.0, 1.0, 1337)
-        assert [*generate_ids(session, [first], sampler, len(expected), ())] == expected
+        new = model.generate([first], len(expected), 1.0, 1.0, 1337)
+        assert [token.id for token in new] == expected
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +99,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_load_tells_a_gpt2_by_its_content(folder: Path) -> None:
-    """The same surface as for Llama-2, with loss and gradients on top."""
+def test_load_recognises_a_gpt2_by_its_content(folder: Path) -> None:
+    """A loaded GPT-2 has config, logits, generate, loss and gradients."""
     model = pyllm2.load(folder / "bytes.bin", tokenizer="bytes", backend="numpy")
     assert model.config == CONFIG
     assert model.logits([256, 65]).shape == (2, 257)
@@ -106,7 +114,7 @@ def test_load_tells_a_gpt2_by_its_content(folder: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused(folder: Path) -> None:
-    """Ids, lengths, shapes, tokenizers: one line each."""
+    """Wrong ids, lengths, shapes and tokenizers raise an error of one line."""
     model = pyllm2.load(folder / "bytes.bin", backend="numpy")
     x = np.array([[1, 2, 257]])
     with pytest.raises(TokenizerError, match="token id 257: the model has ids 0 to 256"):
@@ -124,20 +132,23 @@ def test_what_does_not_fit_is_refused(folder: Path) -> None:
         pyllm2.load(folder / "bytes.bin", tokenizer=folder / "few.tiktoken", backend="numpy")
 
 
-def test_a_number_that_is_none_is_found_with_its_layer() -> None:
-    """The first position and place."""
-    gpt2 = random_gpt2(3, specification)
+def test_a_nan_is_located() -> None:
+    """The error names the first position and block."""
+    gpt2 = random_gpt2(3, NUMPY)
     gpt2.params.fcb[1, 5] = np.inf
-    with pytest.raises(NotFiniteError, match=r"at position 0 \(layer 1\), backend numpy"):
-        Session(Decoder(gpt2), 4, "numpy").feed([1, 2])
-    gpt2 = random_gpt2(3, specification)
+    with pytest.raises(
+        NotFiniteError, match=r"at position 0 \(layer 1, feed-forward\), backend numpy"
+    ):
+        Session(gpt2, 4, "numpy").feed([1, 2])
+    gpt2 = random_gpt2(3, NUMPY)
     gpt2.params.wpe[1, 0] = np.nan
     with pytest.raises(NotFiniteError, match=r"at position 1 \(encoder\), backend numpy"):
-        Session(Decoder(gpt2), 4, "numpy").feed([1, 2])
+        Session(gpt2, 4, "numpy").feed([1, 2])
 
 
+@few()
 @given(st.integers(1, CONFIG.max_seq_len))
-def test_a_cache_takes_the_memory_that_it_asks_for(positions: int) -> None:
-    """No more, no less."""
-    decoder = Decoder(random_gpt2(0, specification))
-    assert decoder.new_cache(positions).nbytes == decoder.cache_nbytes(positions)
+def test_a_cache_needs_the_memory_that_cache_nbytes_says(positions: int) -> None:
+    """`cache_nbytes` is exact."""
+    decoder = random_gpt2(0, NUMPY)
+    assert decoder.new_cache(positions).qkv.nbytes == decoder.cache_nbytes(positions)

@@ -1,4 +1,4 @@
-"""What the original and PyTorch did, recorded: single ops, steps of models, training runs."""
+"""Recorded results of the original and of PyTorch: ops, training steps, training runs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyllm2.testing import GPT2_OPS, TRAINING_OPS, Bounded, assert_all_close, assert_close
+import pyllm2
+from pyllm2.testing import Bounded, assert_all_close, assert_close, tables
 from pyllm2.testing.bounds import U
-from tests.tested import BACKENDS, ops_of
-
-from .golden import RUNS, STEPS, bound_of_step, read_debug_state, read_model
+from tests.gpt2.golden import RUNS, STEPS, bound_of_step, read_debug_state, read_model
+from tests.support.tested import BACKENDS, engine_of, ops_of
 
 
 @pytest.fixture
@@ -33,12 +33,12 @@ def cases(llmc: Path, name: str) -> Iterator[dict[str, Any]]:
 def both(
     backend: str, name: str, inputs: tuple[Any, ...], recorded: Any, added_to: Any = None
 ) -> None:
-    """What was recorded and what the backend gives lie within the op's bound.
+    """Check that the recorded and the backend's results are within the op's bound.
 
-    added_to: what a destination held, which the original adds to in its own order: every partial
-    sum may be rounded off by as much more as that is large, and the last one once more.
+    added_to: the previous contents of a destination to which the original adds. It enlarges every
+    partial sum, and so the error of each rounding, and the result is rounded once more.
     """
-    bounded = GPT2_OPS[name].bound(*inputs)
+    bounded = tables["gpt2"][name].bound(*inputs)
     found = getattr(ops_of(backend, "gpt2"), name)(*inputs)
     assert_all_close(found, bounded, f"{name} of {backend}")
     if isinstance(bounded, Bounded):
@@ -86,7 +86,7 @@ def test_matmul(llmc: Path, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_attention(llmc: Path, backend: str) -> None:
-    """Peaky, huge and below the floor among them; the original multiplies the Jacobian out."""
+    """Peaky and huge scores, and scores below the floor."""
     for c in cases(llmc, "attention"):
         NH, att = int(c["NH"]), c["c_att"]
         both(backend, "attention_forward", (c["inp"], NH), (c["c_out"], att))
@@ -124,7 +124,7 @@ def test_softmax_and_loss(llmc: Path, backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_adamw(llmc: Path, backend: str) -> None:
     """Each recorded step from the recorded state before it."""
-    op, update = TRAINING_OPS["adamw_update"], ops_of(backend, "training").adamw_update
+    op, update = tables["adamw"]["adamw_update"], ops_of(backend, "training").adamw_update
     for c in cases(llmc, "adamw"):
         zero = np.zeros_like(c["param_init"])
         state = c["param_init"], zero, zero
@@ -140,10 +140,10 @@ def test_adamw(llmc: Path, backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step(llmc: Path, name: str, backend: str) -> None:
-    """Losses, logits and every gradient: the original's and ours within the bound of float64."""
+    """Losses, logits and every gradient, the original's and ours, are within the float64 bound."""
     path = llmc / "models" / f"{name}.npz"
     step, bound = np.load(path), bound_of_step(path)
-    model = read_model(path.parent, ops_of(backend, "gpt2"))
+    model = read_model(path.parent, engine_of(backend, "gpt2"))
     acts = model.forward(step["x"], step["y"])
     gradient = model.params.zeros_like()
     losses = model.add_gradient(step["x"], step["y"], 1 / step["x"].size, gradient, fresh=True)
@@ -157,9 +157,25 @@ def test_a_step(llmc: Path, name: str, backend: str) -> None:
     assert not gradient.wte[model.config.vocab_size :].any()
 
 
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b.endswith("-strict")])
+@pytest.mark.parametrize("name", STEPS)
+def test_the_loss_of_a_loaded_model_has_the_originals_bits(
+    llmc: Path, name: str, backend: str
+) -> None:
+    """With `loss` and `loss_and_grads`; a mean in another order differs in some files."""
+    engine_of(backend, "gpt2")
+    path = llmc / "models" / f"{name}.npz"
+    step, model = np.load(path), pyllm2.load(path.parent / "model.bin", backend=backend)
+    assert model.loss(step["x"], step["y"]) == step["c_loss"]
+    loss, grads = model.loss_and_grads(step["x"], step["y"])
+    assert loss == step["c_loss"]
+    for tensor in grads:
+        np.testing.assert_array_equal(grads[tensor], step[f"c_grad_{tensor}"], tensor)
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_pytorch_in_float64_is_our_float64(llmc: Path, name: str) -> None:
-    """Its gelu has the exact √(2/π) and its scale no rounding: 1e-7 apart, far below the bound."""
+    """PyTorch's gelu has the exact √(2/π): a difference of 1e-7, far below the bound."""
     path = llmc / "models" / f"{name}.npz"
     step, bound = np.load(path), bound_of_step(path)
     V = read_model(path.parent).config.vocab_size
@@ -174,7 +190,7 @@ def test_pytorch_in_float64_is_our_float64(llmc: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["micro", "small", "tiny"])
 def test_pytorch_in_float32_lies_within_the_bound(llmc: Path, name: str) -> None:
-    """The debug state that the original tests itself against, and so do we."""
+    """The debug state that the original uses for its own test."""
     folder = llmc / "models" / name
     state = read_debug_state(folder)
     B, T = state["x"].shape
@@ -189,15 +205,15 @@ def test_pytorch_in_float32_lies_within_the_bound(llmc: Path, name: str) -> None
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", RUNS)
 def test_a_training_run(llmc: Path, name: str, backend: str) -> None:
-    """AdamW over 10 to 20 steps: every loss, and where the parameters end.
+    """AdamW over 10 to 20 steps: every loss and the final parameters.
 
-    Losses within 5e-5: ten times what correct float32 programs differ by. Parameters without the
-    key biases, whose gradient is rounding noise that AdamW blows up to steps of lr: 99.9 % within
-    1e-5, and none further than half a step (where another gradient nearly vanishes).
+    Losses within 5e-5, ten times the difference between correct float32 programs. Of the
+    parameters 99.9 % within 1e-5, and all within half a step (where a gradient nearly vanishes).
+    Key biases are left out: their gradient is rounding noise, which AdamW scales to steps of lr.
     """
     path = llmc / "models" / f"{name}.npz"
     run = np.load(path)
-    model = read_model(path.parent, ops_of(backend, "gpt2"))
+    model = read_model(path.parent, engine_of(backend, "gpt2"))
     update = ops_of(backend, "training").adamw_update
     p, (lr, *others) = model.params, (float(h) for h in run["hyper"])
     gradient, m, v = p.zeros_like(), p.zeros_like(), p.zeros_like()

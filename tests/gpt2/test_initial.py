@@ -1,4 +1,4 @@
-"""Shapes by name, and the weights that training begins with."""
+"""Untrained GPT-2s: configs by name, and initial weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyllm2.errors import ConfigError, NotEnoughMemoryError, UsageError
 from pyllm2.gpt2.config import GPT2Config
 from pyllm2.gpt2.initial import GPT2_SHAPES, GPT3_SHAPES, descriptor, initial_parameters
 from pyllm2.mersenne import MersenneTwister
-from tests.test_mersenne import NORMAL_BOUND
+from tests.support.normals import NORMAL_BOUND
 
 PARAMETERS = {  # padded, as published
     "d6": 30_357_504,
@@ -32,7 +32,7 @@ PARAMETERS = {  # padded, as published
 
 @pytest.mark.parametrize(("name", "n"), PARAMETERS.items())
 def test_names_have_the_published_numbers_of_parameters(name: str, n: int) -> None:
-    """The padding rows included."""
+    """The padding rows are counted."""
     assert descriptor(name).parameters() == n
 
 
@@ -45,21 +45,24 @@ def test_gpt2_and_gpt3_differ_in_context(tmp_path: Path) -> None:
 
 @given(st.sampled_from([*(f"gpt3:c{C}" for C in GPT3_SHAPES), *(f"d{L}" for L in GPT2_SHAPES)]))
 def test_every_name_is_a_model(name: str) -> None:
-    """Its heads divide its channels (ConfigError otherwise), and the number is what it says."""
+    """The sizes go together (ConfigError otherwise) and include the number in the name."""
     config = descriptor(name)
     said = int(re.sub("gpt3:c|d", "", name))
     assert said == (config.channels if "c" in name else config.num_layers)
 
 
 @given(
-    L=st.integers(1, 99), NH=st.integers(1, 9), hs=st.integers(1, 9),
-    V=st.none() | st.integers(1, 10**6), S=st.none() | st.integers(1, 10**6),
+    L=st.integers(1, 99),
+    NH=st.integers(1, 9),
+    hs=st.integers(1, 9),
+    V=st.none() | st.integers(1, 10**6),
+    S=st.none() | st.integers(1, 10**6),
     order=st.randoms(),
-)  # fmt: skip
+)
 def test_any_other_shape_is_spelled_out(
     L: int, NH: int, hs: int, V: int | None, S: int | None, order: object
 ) -> None:
-    """In any order; the vocabulary is padded to a multiple of 128 and no further."""
+    """In any order; the vocabulary is padded to the next multiple of 128."""
     sizes = {"layers": L, "heads": NH, "channels": NH * hs, "vocab": V, "context": S}
     words = [f"{name}={value}" for name, value in sizes.items() if value is not None]
     order.shuffle(words)  # type: ignore[attr-defined]
@@ -70,15 +73,15 @@ def test_any_other_shape_is_spelled_out(
     assert 0 <= config.padded_vocab_size - config.vocab_size < 128
 
 
-def test_the_vocabulary_of_a_tokenizer_takes_the_place_of_gpt2s() -> None:
-    """Unless the name says another."""
+def test_the_vocabulary_of_a_tokenizer_replaces_gpt2s() -> None:
+    """Unless the text has vocab=…."""
     assert descriptor("d6", 257) == GPT2Config(1024, 257, 6, 6, 384, 384)
     spelled = descriptor("layers=1,heads=1,channels=2,vocab=300", 257)
     assert (spelled.vocab_size, spelled.padded_vocab_size) == (300, 384)
 
 
-EXPECTED = "expected d12, gpt3:c768, or layers=…,heads=…,channels=… and perhaps vocab=…,context=…"
-SHAPES_OF_D = "d with 6, 12, 24, 36, 48, 60, 72 or 84"
+EXPECTED = "expected d12, gpt3:c768, or layers=…,heads=…,channels=… (optional: vocab=…,context=…)"
+SHAPES_OF_D = "expected d followed by 6, 12, 24, 36, 48, 60, 72 or 84"
 
 
 @pytest.mark.parametrize(
@@ -95,22 +98,24 @@ SHAPES_OF_D = "d with 6, 12, 24, 36, 48, 60, 72 or 84"
         ("layers=2, heads=2, channels=4", EXPECTED),
         ("d7", SHAPES_OF_D),
         ("d0", SHAPES_OF_D),
-        ("gpt3:c5140",
-         "gpt3:c with 384, 768, 1024, 1536, 2048, 2560, 4096, 5120 or 12288"),
+        (
+            "gpt3:c5140",
+            "expected gpt3:c followed by 384, 768, 1024, 1536, 2048, 2560, 4096, 5120 or 12288",
+        ),
         ("layers=2,heads=2", "channels=… is missing"),
         ("vocab=2", "layers=… is missing"),
         ("layers=2,heads=2,channels=4,layers=2", "a size is given twice"),
     ],
-)  # fmt: skip
-def test_a_name_that_there_is_not_is_one_line(text: str, fault: str) -> None:
-    """It says what there is."""
+)
+def test_an_unknown_name_is_refused(text: str, fault: str) -> None:
+    """The error says what is expected."""
     with pytest.raises(UsageError) as refused:
         descriptor(text)
     assert str(refused.value) == f"model {text!r}: {fault}"
 
 
 def test_impossible_sizes_are_refused() -> None:
-    """As everywhere: what, how much, and why not; and nothing too large is begun."""
+    """The error names size, value and rule; nothing is allocated for a model that is too large."""
     with pytest.raises(ConfigError, match=r"^channels = 5: must be a multiple of num_heads = 2$"):
         descriptor("layers=1,heads=2,channels=5")
     with pytest.raises(ConfigError, match=r"^num_layers = 0: must be at least 1$"):
@@ -120,13 +125,16 @@ def test_impossible_sizes_are_refused() -> None:
 
 
 @given(
-    L=st.integers(1, 3), C=st.integers(1, 6), V=st.integers(1, 40), S=st.integers(1, 9),
+    L=st.integers(1, 3),
+    C=st.integers(1, 6),
+    V=st.integers(1, 40),
+    S=st.integers(1, 9),
     seed=st.integers(0, 2**32 - 1),
-)  # fmt: skip
+)
 def test_weights_are_drawn_in_the_order_of_the_rules(
     L: int, C: int, V: int, S: int, seed: int
 ) -> None:
-    """One call an array and layer; ones, zeros, and padding rows take no draw."""
+    """One call per array and layer; ones, zeros and padding rows are not drawn."""
     params = initial_parameters(GPT2Config(S, V, L, 1, C, V + 3), seed)
     rng = MersenneTwister(seed)
     sigma = float(np.float32(0.02 / np.sqrt(2 * L)))
@@ -154,7 +162,7 @@ def test_weights_are_drawn_in_the_order_of_the_rules(
 
 
 def test_the_initial_weights_are_nearly_the_recorded_ones(shared: Path) -> None:
-    """As near as normal variates are; 98 of 100 are the same."""
+    """At least 98 % are equal, the others within the error of normal variates."""
     config = descriptor("layers=2,heads=3,channels=48,vocab=97,context=32")
     params = initial_parameters(config)
     same = 0
@@ -166,7 +174,7 @@ def test_the_initial_weights_are_nearly_the_recorded_ones(shared: Path) -> None:
 
 
 def test_d6_has_the_recorded_sums(shared: Path) -> None:
-    """30 million numbers: first and last, sum, sum of squares of every array."""
+    """First and last number, sum and sum of squares of every array, of 30 million numbers."""
     rows = json.loads((shared / "golden/llmc/init/init.json").read_text())["d6"]["tensors"]
     params = initial_parameters(descriptor("d6"))
     for name, row in rows.items():

@@ -1,4 +1,4 @@
-"""The whole model, both directions: every backend is where float64 says it should be."""
+"""Training of GPT-2: losses and gradients of every backend are within their float64 bounds."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from pyllm2.gpt2.model import GPT2
-from pyllm2.testing import assert_close, gpt2_strategies, training_bound
-from pyllm2.testing.gpt2_model_bound import added
-from pyllm2.training.parameters import Parameters
-from tests.tested import BACKENDS, ops_of
-
-from . import second_definition
+from pyllm2.gpt2.training import TrainableGPT2
+from pyllm2.parameters import Parameters
+from pyllm2.testing import assert_close, training_bound
+from pyllm2.testing.gpt2 import strategies
+from pyllm2.testing.model_bound import added
+from pyllm2.testing.strategies import ids
+from tests.gpt2 import second_definition
+from tests.support.profiles import few
+from tests.support.tested import BACKENDS, engine_of
 
 
 def assert_gradient(found: Parameters, bounded: dict[str, Any]) -> None:
-    """Every tensor within its bound."""
+    """Check that every tensor is within its bound."""
     for name, expected in bounded.items():
         assert_close(found[name], expected, f"gradient of {name}")
 
 
-def drawn(data: st.DataObject, backend: str) -> tuple[GPT2, Any, Any]:
+def drawn(data: st.DataObject, backend: str) -> tuple[TrainableGPT2, Any, Any]:
     """A model on a backend, tokens and targets."""
-    model = data.draw(gpt2_strategies.gpt2_models(ops_of(backend, "gpt2")))
-    return model, *data.draw(gpt2_strategies.batches(model.config))
+    model = data.draw(strategies.trainable_models(engine_of(backend, "gpt2")))
+    return model, *data.draw(strategies.batches(model.config))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@few()
 @given(data=st.data())
 def test_losses_logits_and_gradients_lie_within_the_bound(
     backend: str, data: st.DataObject
 ) -> None:
-    """Of the ops put together one by one, and of what a rival may have in one piece.
-
-    The second is what a trainer asks for: `losses` and `add_gradient`.
-    """
+    """Those of the composition of ops, and those of the whole passes that a trainer calls."""
     model, tokens, targets = drawn(data, backend)
     dloss = data.draw(st.sampled_from([1.0, 1 / tokens.size]))
     bound = training_bound(model, tokens, targets, dloss)
@@ -61,13 +61,13 @@ def test_losses_logits_and_gradients_lie_within_the_bound(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=8)
+@few(8)
 @given(data=st.data())
 def test_two_small_batches_are_one_large_batch(backend: str, data: st.DataObject) -> None:
-    """Gradients accumulate: rows one after the other, or all at once, in any order of rows."""
+    """Two micro-batches give the gradient of one batch of all their rows."""
     model, tokens, targets = drawn(data, backend)
     other_tokens, other_targets = (
-        data.draw(gpt2_strategies.ids(tokens.shape, model.config.vocab_size)) for _ in range(2)
+        data.draw(ids(tokens.shape, model.config.vocab_size)) for _ in range(2)
     )
     bounded = added(
         training_bound(model, tokens, targets, 0.5),
@@ -82,16 +82,18 @@ def test_two_small_batches_are_one_large_batch(backend: str, data: st.DataObject
     assert_gradient(gradient, bounded)
 
 
+@few()
 @given(data=st.data())
 def test_the_model_is_the_published_one(data: st.DataObject) -> None:
-    """In float64 its losses are those of a second definition. (Its gradient: see gradcheck.)"""
+    """In float64 its losses equal those of a second definition. (gradcheck tests the gradient.)"""
     model, tokens, targets = drawn(data, "numpy")
     wide: Any = model.params.flat.astype(np.float64)
-    judge = GPT2(model.config, Parameters(model.params.shapes, wide), model.ops)
+    judge = TrainableGPT2(model.config, Parameters(model.params.shapes, wide), model.engine)
     expected = second_definition.losses(model.config, model.params, tokens, targets)
     np.testing.assert_allclose(judge.losses(tokens, targets), expected, rtol=1e-9, atol=1e-9)
 
 
+@few()
 @given(data=st.data())
 def test_later_tokens_do_not_change_earlier_losses(data: st.DataObject) -> None:
     """The loss at t depends on tokens up to t and the target at t."""
@@ -103,9 +105,10 @@ def test_later_tokens_do_not_change_earlier_losses(data: st.DataObject) -> None:
     assert (np.abs(found - bound.value[:, : t + 1]) <= bound.error[:, : t + 1]).all()
 
 
+@few()
 @given(data=st.data())
 def test_padding_rows_change_nothing_but_their_logits(data: st.DataObject) -> None:
-    """The same losses and gradients, to the bit, whatever the padding of wte holds."""
+    """Losses and gradients have the same bits, whatever the padding of wte holds."""
     model, tokens, targets = drawn(data, "numpy")
     V, gradients = model.config.vocab_size, []
     for padding in (0, 30):
@@ -116,11 +119,12 @@ def test_padding_rows_change_nothing_but_their_logits(data: st.DataObject) -> No
     np.testing.assert_array_equal(gradients[0].flat, gradients[2].flat)
 
 
+@few()
 @given(data=st.data())
 def test_the_bound_is_small_beside_the_gradient(data: st.DataObject) -> None:
-    """A bound that lets anything pass would prove nothing.
+    """A bound that is too wide would prove nothing.
 
-    Of a row of four channels or more; with fewer, x - mean may be nothing but rounding.
+    At least four channels: with fewer, x - mean may consist of rounding errors.
     """
     model, tokens, targets = drawn(data, "numpy")
     bound = training_bound(model, tokens, targets, 1.0)

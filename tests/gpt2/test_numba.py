@@ -13,21 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyllm2 import backends
-from pyllm2.gpt2.model import GPT2
-from pyllm2.testing import GPT2_OPS, TRAINING_OPS, gpt2_strategies
-from tests.tested import ops_of
+from pyllm2.testing import tables
+from pyllm2.testing.gpt2 import strategies
+from tests.support.profiles import few
+from tests.support.tested import engine_of, ops_of
 
 pytestmark = pytest.mark.skipif(
     backends.why_not("numba") is not None, reason=f"backend 'numba' {backends.why_not('numba')}"
 )
 needs_c = pytest.mark.skipif(backends.why_not("c") is not None, reason=f"c {backends.why_not('c')}")
 
-OPS = {"gpt2": GPT2_OPS, "training": TRAINING_OPS}
+OPS = {"gpt2": tables["gpt2"], "training": tables["adamw"]}
 NAMES = [(package, name) for package, ops in OPS.items() for name in ops]
 
 
 def results(package: str, name: str, ops: Any, inputs: Any) -> tuple[np.ndarray, ...]:
-    """What an op gives, or writes, always as a tuple."""
+    """The results of an op, returned or written, as a tuple."""
     found = OPS[package][name].call(getattr(ops, name), *inputs)
     return found if isinstance(found, tuple) else (found,)
 
@@ -41,7 +42,7 @@ def assert_same(found: Any, expected: Any) -> None:
 @pytest.mark.parametrize(("package", "name"), NAMES)
 @given(data=st.data())
 def test_two_strict_ops_agree_to_the_last_bit(package: str, name: str, data: st.DataObject) -> None:
-    """C and Numba, written apart, on whatever hypothesis draws: no tolerance at all."""
+    """C and Numba give the same bits for any inputs."""
     inputs = data.draw(OPS[package][name].inputs)
     found, expected = (
         results(package, name, ops_of(backend, package), inputs)
@@ -51,25 +52,26 @@ def test_two_strict_ops_agree_to_the_last_bit(package: str, name: str, data: st.
 
 
 @needs_c
+@few()
 @given(data=st.data())
 def test_two_strict_models_agree_to_the_last_bit(data: st.DataObject) -> None:
-    """Logits, losses and the whole gradient, ops composed."""
-    model = data.draw(gpt2_strategies.gpt2_models(ops_of("numba-strict", "gpt2")))
-    tokens, targets = data.draw(gpt2_strategies.batches(model.config))
+    """Logits, losses and gradient of the composition of ops."""
+    model = data.draw(strategies.trainable_models(engine_of("numba-strict", "gpt2")))
+    tokens, targets = data.draw(strategies.batches(model.config))
     both = []
     for ops in (model.ops, ops_of("c-strict", "gpt2")):
-        one = GPT2(model.config, model.params, ops)
+        one = model.with_ops(ops)
         acts = one.forward(tokens, targets)
         gradient = one.backward(acts, np.full(tokens.shape, 0.125, np.float32))
         both.append((acts.logits, acts.losses, gradient.flat))
     assert_same(*both)
 
 
-@pytest.mark.parametrize("name", GPT2_OPS)
+@pytest.mark.parametrize("name", OPS["gpt2"])
 @given(data=st.data())
 def test_the_bits_do_not_depend_on_the_number_of_threads(name: str, data: st.DataObject) -> None:
-    """Rows, outputs or heads are shared out, a sum is never split."""
-    inputs = data.draw(GPT2_OPS[name].inputs)
+    """Threads share rows, outputs or heads; no sum is split."""
+    inputs = data.draw(OPS["gpt2"][name].inputs)
     assert_same(*(results("gpt2", name, ops, inputs) for ops in ops_of_threads(1, 2)))
 
 
@@ -82,8 +84,8 @@ def ops_of_threads(*numbers: int) -> list[Any]:
 _made: dict[int, Any] = {}
 
 
-def test_a_number_of_threads_holds_for_the_call_alone() -> None:
-    """Other kernels of the process keep theirs; more than there are is all of them."""
+def test_a_number_of_threads_is_restored_after_the_call() -> None:
+    """Other kernels keep their number; more than the processors means all of them."""
     import numba
 
     usual = numba.get_num_threads()
@@ -106,18 +108,18 @@ def test_an_argument_may_be_named_or_left_out(backend: str) -> None:
     np.testing.assert_allclose(with_b - without, np.broadcast_to(b, (1, 3, 2)), rtol=1e-5)
 
 
-# Runs in a process of its own: every op of training on a small model; prints what comes out.
+# Runs in its own process: every op of training on a small model; prints losses and norms.
 TRAIN = """
 import numpy as np
 from pyllm2 import backends
 from pyllm2.gpt2.config import GPT2Config
-from pyllm2.gpt2.model import GPT2
-from pyllm2.training.parameters import Parameters
+from pyllm2.gpt2.training import TrainableGPT2
+from pyllm2.parameters import Parameters
 
 config = GPT2Config(8, 11, 2, 2, 12, 16)
 params = Parameters(config.shapes())
 params.flat[:] = np.random.default_rng(0).normal(0, 0.3, params.flat.size)
-model = GPT2(config, params, backends.ops(BACKEND, package="gpt2"))
+model = TrainableGPT2(config, params, backends.engine(BACKEND, family="gpt2"))
 optimizer = backends.ops(BACKEND, package="training")
 m, v = params.zeros_like(), params.zeros_like()
 tokens, targets = np.random.default_rng(1).integers(0, 11, (2, 2, 5))
@@ -148,14 +150,14 @@ def trained(backend: str, then: str = "train()", **environment: str) -> list[flo
 
 @pytest.mark.parametrize("backend", ["numba", "numba-strict"])
 def test_every_op_runs_as_plain_python(backend: str) -> None:
-    """For a debugger: the same numbers, printed to four places, with nothing compiled."""
+    """Nothing is compiled, for a debugger; four printed digits are the same."""
     found, expected = trained(backend, NUMBA_DISABLE_JIT="1"), trained("numpy")
     assert len(found) == 8
     assert np.abs(np.subtract(found, expected)).max() <= 2e-4
 
 
-def test_a_child_made_by_fork_trains_alone() -> None:
-    """OpenMP's threads do not survive a fork; the child uses kernels without them."""
+def test_a_forked_child_uses_serial_kernels() -> None:
+    """OpenMP's threads do not survive a fork: the child uses serial kernels."""
     then = "train()\nimport os, sys\nsys.stdout.flush()\npid = os.fork()\n"
     then += "if pid == 0: train(); sys.stdout.flush(); os._exit(0)\n"
     then += "sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"

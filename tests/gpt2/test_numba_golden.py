@@ -1,7 +1,7 @@
-"""numba-strict against the record of llm.c, bit for bit: ops, steps, training runs.
+"""numba-strict against recorded results of llm.c, bit for bit: ops, steps, training runs.
 
-The original adds to what its destinations hold. A backward of ours begins at zero: what was there
-is one more term, added afterwards where there is a single other one, else put first in the sum.
+The original adds to the previous contents of its destinations; our backwards start at zero. The
+previous contents are one more term: added afterwards if the sum has one other, else put first.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tested import BACKENDS, ops_of
-
-from .golden import RUNS, STEPS, read_model
+from pyllm2.backends import Engine
+from tests.gpt2.golden import RUNS, STEPS, read_model
+from tests.support.tested import BACKENDS, ops_of
 
 pytestmark = pytest.mark.skipif("numba-strict" not in BACKENDS, reason="not asked for")
 
@@ -40,14 +40,14 @@ def cases(llmc: Path, name: str) -> Iterator[dict[str, Any]]:
 
 
 def same(found: Any, *recorded: np.ndarray) -> None:
-    """The same numbers, and none where none was."""
+    """Check that numbers and NaN are equal."""
     for one, there in zip(found if isinstance(found, tuple) else (found,), recorded, strict=True):
         np.testing.assert_array_equal(one, there)
         assert one.dtype == there.dtype
 
 
 def after(first: Any, rows: np.ndarray) -> np.ndarray:
-    """(B, T, C)   ->   (1, 1 + B·T, C), a row before all others."""
+    """Put a row before all others. (B, T, C)   ->   (1, 1 + B·T, C)"""
     flat = rows.reshape(1, -1, rows.shape[-1])
     return np.concatenate([np.broadcast_to(np.float32(first), (1, 1, flat.shape[-1])), flat], 1)
 
@@ -84,23 +84,23 @@ def test_matmul(llmc: Path, ops: Any) -> None:
         for b, t in np.ndindex(x.shape[:2]):  # a first output of weights `start`
             w_after = np.concatenate([c["dinp_init"][b, t][None], w])
             dout_after = np.append(np.float32(1), dout[b, t])[None, None]
-            same(ops.matmul_backward(dout_after, x[b, t][None, None], w_after)[0][0, 0],
-                 c["c_dinp"][b, t])  # fmt: skip
+            found = ops.matmul_backward(dout_after, x[b, t][None, None], w_after)
+            same(found[0][0, 0], c["c_dinp"][b, t])
         for o in range(len(w)):  # a first row `start`
-            found = ops.matmul_backward(after(1, dout[..., o : o + 1]),
-                                        after(c["dweight_init"][o], x), w[o : o + 1])  # fmt: skip
+            one, rows = after(1, dout[..., o : o + 1]), after(c["dweight_init"][o], x)
+            found = ops.matmul_backward(one, rows, w[o : o + 1])
             same(found[1][0], c["c_dweight"][o])
 
 
 def test_attention(llmc: Path, ops: Any) -> None:
-    """Peaky, huge and below the floor among them."""
+    """Peaky and huge scores, and scores below the floor."""
     for c in cases(llmc, "attention"):
         same(ops.attention_forward(c["inp"], int(c["NH"])), c["c_out"], c["c_att"])
 
 
 @pytest.mark.parametrize("name", [name for name in STEPS if name.startswith("micro")])
 def test_attention_backward(llmc: Path, ops: Any, name: str) -> None:
-    """In both layers, out of zeros; the Jacobian in the original's order."""
+    """In both layers, from zeros, with the Jacobian in the original's order."""
     step = np.load(llmc / "models" / f"{name}.npz")
     for dout, qkv, att, dqkv in zip(
         *(step[f"c_{which}"] for which in ("gact_atty", "act_qkv", "act_att", "gact_qkv")),
@@ -110,7 +110,7 @@ def test_attention_backward(llmc: Path, ops: Any, name: str) -> None:
 
 
 def test_gelu(llmc: Path, ops: Any) -> None:
-    """Where cosh overflows too."""
+    """Also where cosh overflows."""
     for c in cases(llmc, "gelu"):
         same(ops.gelu_forward(c["inp"]), c["c_out"])
         same(ops.gelu_backward(np.ones_like(c["inp"]), c["inp"]), c["c_local_grad"])
@@ -135,7 +135,7 @@ def test_softmax_and_loss(llmc: Path, ops: Any) -> None:
 
 
 def test_adamw(llmc: Path) -> None:
-    """Parameters and moments after every step, also where steps are left out."""
+    """Parameters and moments after every step, also where the steps have gaps."""
     update = ops_of("numba-strict", "training").adamw_update
     for c in cases(llmc, "adamw"):
         w = c["param_init"].copy()
@@ -149,7 +149,7 @@ def test_adamw(llmc: Path) -> None:
 def test_a_step(llmc: Path, ops: Any, name: str) -> None:
     """Logits, losses, and the gradient of all sixteen tensors."""
     path = llmc / "models" / f"{name}.npz"
-    step, model = np.load(path), read_model(path.parent, ops)
+    step, model = np.load(path), read_model(path.parent, Engine(ops))
     acts = model.forward(step["x"], step["y"])
     same((acts.logits, acts.losses), step["c_logits"], step["c_losses"])
     gradient = model.backward(acts, np.full_like(step["c_losses"], 1 / step["x"].size))
@@ -159,9 +159,9 @@ def test_a_step(llmc: Path, ops: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_training_run(llmc: Path, ops: Any, name: str) -> None:
-    """Every mean loss, and every parameter and moment at the end."""
+    """Every mean loss, and the final parameters and moments."""
     path = llmc / "models" / f"{name}.npz"
-    run, model = np.load(path), read_model(path.parent, ops)
+    run, model = np.load(path), read_model(path.parent, Engine(ops))
     update, hyper = ops_of("numba-strict", "training").adamw_update, map(float, run["hyper"])
     p, m, v, hyper = model.params, model.params.zeros_like(), model.params.zeros_like(), [*hyper]
     for n, (x, y) in enumerate(zip(run["x"], run["y"], strict=True)):

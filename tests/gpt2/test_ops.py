@@ -1,31 +1,33 @@
-"""Every GPT-2 op on every backend: inside its bound, and obeying its laws."""
+"""Every op of GPT-2 on every backend: within its bound, and obeying its laws."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from pyllm2.testing import GPT2_OPS, assert_all_close, check_op
-from tests.arrays import with_gaps
-from tests.tested import BACKENDS, ops_of
+from pyllm2.testing import assert_all_close
+from pyllm2.testing.gpt2.table import OPS
+from pyllm2.testing.op import hold
+from tests.support.arrays import with_gaps
+from tests.support.profiles import few
+from tests.support.tested import functions_of
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", GPT2_OPS)
-def test_op_stays_inside_its_bound_and_obeys_its_laws(name: str, backend: str) -> None:
-    """Against a float64 evaluation, with a bound derived from the drawn data."""
-    check_op(name, getattr(ops_of(backend, "gpt2"), name))
+@pytest.mark.parametrize("name", OPS)
+def test_op_stays_inside_its_bound_and_obeys_its_laws(name: str) -> None:
+    """All backends on the same inputs, against a float64 evaluation of each."""
+    hold(OPS[name], functions_of(name, "gpt2"))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", GPT2_OPS)
-@settings(max_examples=5)  # every example has every array in an odd layout
+@pytest.mark.parametrize("name", OPS)
+@few(5)  # every example has every array in an odd layout
 @given(data=st.data())
-def test_the_layout_of_an_array_does_not_matter(
-    name: str, backend: str, data: st.DataObject
-) -> None:
-    """What is handed to C as a pointer must be made contiguous first."""
-    inputs = data.draw(GPT2_OPS[name].inputs)
-    found = getattr(ops_of(backend, "gpt2"), name)(*map(with_gaps, inputs))
-    assert_all_close(found, GPT2_OPS[name].bound(*inputs), name)
+def test_the_layout_of_an_array_does_not_matter(name: str, data: Any) -> None:
+    """An array is made contiguous before C gets a pointer to it."""
+    inputs = data.draw(OPS[name].inputs)
+    bounded = OPS[name].bound(*inputs)
+    for label, function in functions_of(name, "gpt2").items():
+        assert_all_close(function(*map(with_gaps, inputs)), bounded, label)

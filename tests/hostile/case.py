@@ -1,43 +1,44 @@
-"""What a row of the table of bad inputs is."""
+"""A case of the table of bad inputs (README.md in this folder): what is run, what it must print."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..cli.program import Argument, Outcome
-from ..cli.tiny import V, lay_out
+from tests.support.command import Argument, Outcome
+from tests.support.llama2_files import V, lay_out
 
-# numpy: the border is the same for every backend, and this one needs no compiler
-FILES: tuple[Argument, ...] = ("m.bin", "--tokenizer", "t.bin", "--backend", "numpy")
-GENERATE: tuple[Argument, ...] = (
-    "generate", *FILES, "--temperature", "0", "--max-new-tokens", "4",
-)  # fmt: skip
-CHAT: tuple[Argument, ...] = ("chat", *FILES, "--temperature", "0")
-RUN: tuple[Argument, ...] = (
-    "run", "m.bin", "-z", "t.bin", "--backend", "numpy", "-t", "0", "-n", "8", "-i", "a cab",
-)  # fmt: skip
-TOKENIZE: tuple[Argument, ...] = ("tokenize", "--tokenizer", "t.bin", "a cab")
+Argv = tuple[Argument, ...]
+
+# On NumPy: inputs are checked before a backend is involved, and this one needs no compiler.
+FILES = "m.bin --tokenizer t.bin --backend numpy".split()
+GENERATE: Argv = ("generate", *FILES, *"--temperature 0 --max-new-tokens 4".split())
+CHAT: Argv = ("chat", *FILES, "--temperature", "0")
+RUN: Argv = (*"run m.bin -z t.bin --backend numpy -t 0 -n 8 -i".split(), "a cab")
+TOKENIZE: Argv = ("tokenize", "--tokenizer", "t.bin", "a cab")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One refusal: the files, the command, and the one line that it must answer.
+    """A refusal: the files, the command, and the line that it must print.
 
-    row: its number in the table. error: what follows `pyllm2: error: `, exactly. files: beside or
-    instead of a good m.bin and t.bin. make: what cannot be written as bytes. run: whether the
-    drop-in must refuse it in the same words; tokenize: likewise, but without the model's size.
+    row: number in README.md
+    error: what follows `pyllm2: error: `, exactly
+    files: beside or instead of a valid m.bin and t.bin
+    make: changes the folder where bytes of a file do not suffice
+    run: whether `run` must refuse it in the same words
+    tokenize: whether `tokenize` must, without the number of tokens that the model expects
     """
 
     row: int
     name: str
     error: str
     files: Mapping[str, bytes] = field(default_factory=dict)
-    argv: tuple[Argument, ...] = (*GENERATE, "--prompt", "a cab")
+    argv: Argv = (*GENERATE, "--prompt", "a cab")
     code: int = 1
-    make: Callable[[Path], None] | None = None
+    make: Callable[[Path], object] | None = None
     run: bool = False
     tokenize: bool = False
 
@@ -45,19 +46,20 @@ class Case:
         return f"{self.row}-{self.name}"
 
     def prepare(self, folder: Path) -> None:
+        """Write the files."""
         lay_out(folder, self.files)
         if self.make is not None:
             self.make(folder)
 
     def check(self, outcome: Outcome) -> None:
-        """The exit code, one line on stderr, nothing on stdout."""
+        """Assert the exit code, one line on stderr, and nothing on stdout."""
         expected = Outcome(self.code, b"", f"pyllm2: error: {self.error}\n".encode())
         assert outcome == expected
 
     def for_tokenize(self) -> Case:
-        """The same through `tokenize`, which knows of no model."""
+        """The same through `tokenize`, which reads no model."""
         error = self.error.replace(f" of {V} ", " ").replace(f" of {V}:", ":")
-        return Case(self.row, self.name, error, self.files, TOKENIZE, 1, self.make)
+        return replace(self, error=error, argv=TOKENIZE)
 
 
 def of_model(row: int, name: str, data: bytes, error: str, run: bool = True) -> Case:
@@ -71,12 +73,12 @@ def of_tokenizer(row: int, name: str, data: bytes, error: str, run: bool = True)
 
 
 def of_flags(row: int, name: str, error: str, *argv: Argument, code: int = 2) -> Case:
-    """A request that is refused with good files."""
+    """Flags of `generate` that are refused although the files are valid."""
     return Case(row, name, error, argv=(*GENERATE, *argv), code=code)
 
 
 def entries(folder: Path) -> set[str]:
-    """All names below a folder."""
+    """The paths of all files and folders below a folder."""
     return {
         os.path.join(at, name) for at, folders, files in os.walk(folder) for name in folders + files
     }

@@ -12,7 +12,7 @@ BOUNDARIES = [0, 1, -1, 2, 3, 7, 255, 256, 2**15, 2**24, 2**30, 2**31 - 1, -(2**
 
 
 def overwrite(at: int, new: bytes) -> Mutation:
-    """New bytes in the place of old ones; counted from the end if `at` is negative."""
+    """Replace bytes; a negative `at` counts from the end."""
 
     def mutate(data: bytes) -> bytes:
         start = at % len(data) if data else 0
@@ -22,7 +22,7 @@ def overwrite(at: int, new: bytes) -> Mutation:
 
 
 def splice(at: int, removed: int, inserted: bytes) -> Mutation:
-    """Some bytes out, others in, and what follows moves."""
+    """Remove some bytes and insert others."""
 
     def mutate(data: bytes) -> bytes:
         start = at % (len(data) + 1)
@@ -32,7 +32,7 @@ def splice(at: int, removed: int, inserted: bytes) -> Mutation:
 
 
 def flip(at: int, bit: int) -> Mutation:
-    """One bit turned."""
+    """Invert one bit."""
 
     def mutate(data: bytes) -> bytes:
         start = at % len(data) if data else 0
@@ -46,12 +46,12 @@ def flip(at: int, bit: int) -> Mutation:
 
 
 def cut(keep: int) -> Mutation:
-    """What is left of a download that stopped."""
+    """Cut the file, as an interrupted download does."""
     return lambda data: data[: keep % (len(data) + 1)]
 
 
 def mutations(fields: Sequence[int]) -> st.SearchStrategy[Mutation]:
-    """One damage; `fields` are the offsets of 32-bit numbers that deserve boundary values."""
+    """One mutation; `fields` are offsets of 32-bit numbers that get boundary values."""
     anywhere = st.integers(-(2**16), 2**16)
     number = st.sampled_from(BOUNDARIES).map(lambda value: struct.pack("<i", value))
     real = st.floats(width=32).map(lambda value: struct.pack("<f", value))

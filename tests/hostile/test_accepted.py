@@ -1,4 +1,4 @@
-"""Rows of the table that are no refusals: odd, but understood, and what is said about it."""
+"""Rows of the table that are accepted, with or without a warning."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ..cli.program import Outcome, in_process
-from ..cli.tiny import PIECES, SCORES, SHAPE, V, checkpoint, lay_out, vocabulary
-from .case import CHAT, GENERATE, RUN
-from .model_files import INT_MAX, SIZE, patched, too_short, v0_sizes
-from .tokenizer_files import GOOD
+from tests.hostile.case import CHAT, GENERATE, RUN
+from tests.hostile.model_files import INT_MAX, SIZE, patched, too_short, v0_sizes
+from tests.hostile.tokenizer_files import GOOD
+from tests.support.command import Outcome, in_process
+from tests.support.llama2_files import PIECES, SCORES, SHAPE, V, checkpoint, lay_out, vocabulary
 
 PROMPT = ("--prompt", "a cab")
 
@@ -24,7 +24,7 @@ def outcome_with(folder: Path, argv: tuple[str, ...], **files: bytes) -> Outcome
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("argv", [(*GENERATE, *PROMPT), RUN], ids=["generate", "run"])
 def test_v1_says_what_v0_says(argv: tuple[str, ...], shared: bool, tmp_path: Path) -> None:
-    """Row 4: a v1 file is recognised by its magic and is the same model."""
+    """Row 4: a v1 file is recognised by its magic number and is the same model."""
     v0 = outcome_with(tmp_path, argv, m=checkpoint(0, shared))
     v1 = outcome_with(tmp_path, argv, m=checkpoint(1, shared))
     assert (v1.code, v1.out) == (0, v0.out)
@@ -34,21 +34,24 @@ CUT = SIZE - v0_sizes(SHAPE)["rope_sin"] - 1
 UNUSED = too_short(CUT, SHAPE).removesuffix(": download incomplete?")
 
 
+IGNORED = f"m.bin: 4 bytes after the last tensor (which ends at byte {SIZE}): ignored"
+NOT_USED = f"m.bin: {UNUSED}: continuing, these tables are not used"
+
+
 @pytest.mark.parametrize(
     ("model", "tokenizer", "warning"),
     [
-        (checkpoint() + b"1234", GOOD,
-         f"m.bin: 4 bytes after the last tensor (which ends at byte {SIZE}): ignored"),
-        (checkpoint()[:CUT], GOOD, f"m.bin: {UNUSED}: playing on, these tables are not used"),
+        (checkpoint() + b"1234", GOOD, IGNORED),
+        (checkpoint()[:CUT], GOOD, NOT_USED),
         (checkpoint(), GOOD + b"abc", None),
         (checkpoint(), b"\xff" + GOOD[1:], None),
     ],
-    ids=["2-trailing-bytes", "3-rope-cut", "20-tokenizer-trailing-bytes", "22-longest-piece"],
-)  # fmt: skip
+    ids=["3-trailing-bytes", "2-rope-cut", "20-tokenizer-trailing-bytes", "22-longest-piece"],
+)
 def test_run_plays_what_the_original_plays(
     model: bytes, tokenizer: bytes, warning: str | None, tmp_path: Path
 ) -> None:
-    """Faults that the original cannot see change no byte of `run`'s stdout."""
+    """Faults that the original does not notice change no byte on stdout."""
     good = outcome_with(tmp_path, RUN)
     odd = outcome_with(tmp_path, RUN, m=model, t=tokenizer)
     assert (odd.code, odd.out) == (0, good.out)
@@ -58,7 +61,7 @@ def test_run_plays_what_the_original_plays(
 
 @pytest.mark.parametrize("declared", [0, 5, 999, 2**32 - 1])
 def test_a_false_longest_piece_is_a_warning(declared: int, tmp_path: Path) -> None:
-    """Row 22: the length is recomputed, the text is the same, and the difference is said."""
+    """Row 22: the length is computed, the text is the same, and a warning gives both lengths."""
     good = outcome_with(tmp_path, (*GENERATE, *PROMPT))
     lie = outcome_with(tmp_path, (*GENERATE, *PROMPT), t=declared.to_bytes(4, "little") + GOOD[4:])
     assert (lie.code, lie.out) == (0, good.out)
@@ -67,7 +70,7 @@ def test_a_false_longest_piece_is_a_warning(declared: int, tmp_path: Path) -> No
 
 
 def test_more_tokens_than_the_model_knows_is_a_warning(tmp_path: Path) -> None:
-    """Row 23: the first V are used, as in the original, and it is said."""
+    """Row 23: the first V tokens are used, as in the original, with a warning."""
     good = outcome_with(tmp_path, (*GENERATE, *PROMPT))
     more = outcome_with(tmp_path, (*GENERATE, *PROMPT), t=vocabulary([*PIECES, b"x", b"y"]))
     assert (more.code, more.out) == (0, good.out)
@@ -93,14 +96,14 @@ def test_of_equal_pieces_the_lowest_id_wins(tmp_path: Path) -> None:
 
 
 def test_a_piece_may_hold_a_zero_byte(tmp_path: Path) -> None:
-    """Row 26: tokens are bytes; NUL ends nothing."""
+    """Row 26: tokens are bytes, and NUL is one of them."""
     lay_out(tmp_path, {"t.bin": vocabulary([*PIECES, b"a\0b"])})
     assert tokenize(tmp_path, "--decode", str(V)) == b"a\0b"
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "     "])
 def test_a_prompt_may_be_empty_or_only_spaces(prompt: str, tmp_path: Path) -> None:
-    """Row 52: nothing is BOS alone; spaces are text and are echoed."""
+    """Row 52: an empty prompt is BOS alone; spaces are text and are echoed."""
     lay_out(tmp_path)
     ids = tokenize(tmp_path, prompt).split()
     assert len(ids) == (len(prompt) + 2 if prompt else 1)
@@ -118,7 +121,7 @@ def test_a_prompt_may_be_empty_or_only_spaces(prompt: str, tmp_path: Path) -> No
     ids=["chat", "run-prompt", "run-system"],
 )
 def test_a_chat_prompt_has_no_longest_length(argv: tuple[str, ...], tmp_path: Path) -> None:
-    """Row 54: 600 bytes, which overflow the original's stack, are a message like another."""
+    """Row 54: messages of 600 bytes, which overflow a buffer of the original."""
     outcome = outcome_with(tmp_path, argv, m=checkpoint(seq_len=4000))
     assert outcome.code == 0
     assert outcome.out.startswith(b"Assistant: ")
@@ -127,7 +130,7 @@ def test_a_chat_prompt_has_no_longest_length(argv: tuple[str, ...], tmp_path: Pa
 
 @pytest.mark.parametrize("text", ["<s>", "</s>", "<unk>", "<0x61>", "\n<s>\n"])
 def test_a_prompt_cannot_spell_a_special_token(text: str, tmp_path: Path) -> None:
-    """Row 56: it is encoded as the characters that it consists of."""
+    """Row 56: it is encoded as its characters."""
     lay_out(tmp_path)
     ids = [int(word) for word in tokenize(tmp_path, text).split()]
     assert ids[0] == 1
@@ -137,7 +140,7 @@ def test_a_prompt_cannot_spell_a_special_token(text: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("seed", ["1", "2", "3"])
 def test_a_tiny_top_p_keeps_the_most_likely_token(seed: str, tmp_path: Path) -> None:
-    """Row 60: below any one probability, top-p is greedy."""
+    """Row 60: top-p below the largest probability is greedy."""
     lay_out(tmp_path)
     greedy = in_process((*GENERATE, *PROMPT), tmp_path)
     argv = (*GENERATE, *PROMPT, "--temperature", "1", "--top-p", "1e-9", "--seed", seed)
@@ -145,7 +148,7 @@ def test_a_tiny_top_p_keeps_the_most_likely_token(seed: str, tmp_path: Path) -> 
 
 
 def test_beyond_the_context_it_stops_and_says_so(tmp_path: Path) -> None:
-    """Row 61: as many tokens as there are positions, and a line about it."""
+    """Row 61: it generates until the context is full and says so."""
     lay_out(tmp_path)
     argv = (*GENERATE, "--max-new-tokens", "1000", "--ignore-eos", *PROMPT)
     outcome = in_process(argv, tmp_path)
@@ -156,7 +159,7 @@ def test_beyond_the_context_it_stops_and_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", ["0", "1", str(2**64 - 1)])
 def test_every_seed_of_the_range_is_one_fixed_story(seed: str, tmp_path: Path) -> None:
-    """Row 62: also 0, which means no clock, and the largest."""
+    """Row 62: 0, which does not mean the clock, and the largest seed too."""
     lay_out(tmp_path)
     argv = (*GENERATE, *PROMPT, "--temperature", "1", "--seed", seed)
     first, second = in_process(argv, tmp_path), in_process(argv, tmp_path)
@@ -165,7 +168,7 @@ def test_every_seed_of_the_range_is_one_fixed_story(seed: str, tmp_path: Path) -
 
 
 def test_an_absurd_context_costs_only_what_is_used(tmp_path: Path) -> None:
-    """Rows 10 and 76: v1 has no tables of that length; a cache of it is refused in one line."""
+    """Rows 10 and 76: v1 stores no tables of that length; a full cache is refused in one line."""
     huge = patched(1, seq_len=INT_MAX)
     good = outcome_with(tmp_path, (*GENERATE, *PROMPT))
     assert outcome_with(tmp_path, (*GENERATE, *PROMPT), m=huge).out == good.out

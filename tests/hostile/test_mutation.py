@@ -1,18 +1,20 @@
-"""Whatever happens to a valid file, the answer is a run or one clean line."""
+"""A damaged file is refused in one line, or runs: property tests that flip, cut and extend."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from ..cli.program import Outcome, as_process, in_process
-from ..cli.tiny import checkpoint, lay_out
-from .case import GENERATE, RUN, TOKENIZE
-from .mutations import damaged
-from .tokenizer_files import AT, GOOD
+from tests.hostile.case import GENERATE, RUN, TOKENIZE
+from tests.hostile.mutations import damaged
+from tests.hostile.tokenizer_files import AT, GOOD
+from tests.support.command import Outcome, in_process
+from tests.support.forked import as_fork
+from tests.support.llama2_files import checkpoint, lay_out
+from tests.support.profiles import at_least, few
 
 MODELS = damaged(
     [
@@ -25,8 +27,6 @@ MODELS = damaged(
 VOCABULARIES = damaged([(GOOD, [0, *AT[:5], *(at + 4 for at in AT[:5]), AT[260], AT[260] + 4])])
 PLAY = (*GENERATE, "--max-new-tokens", "2", "--prompt", "a cab \u00e9")
 COMMANDS = st.sampled_from([PLAY, (*PLAY, "--mmap"), (*RUN, "-p", "0.5", "-t", "1", "-s", "1")])
-MANY = settings(max_examples=max(300, settings().max_examples))
-FEW = settings(max_examples=8)
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check(outcome: Outcome) -> None:
-    """A run; or exit code 1, one line after warnings at most, and nothing on stdout.
+    """Exit code 0; or 1, one line after warnings at most, and nothing on stdout.
 
-    A weight that is not a number may show only when some of the text is out.
+    A non-finite weight may show only after some text was written.
     """
     if outcome.code == 0:
         assert b"error" not in outcome.err
@@ -50,37 +50,37 @@ def check(outcome: Outcome) -> None:
     assert outcome.out == b"" or "non-finite" in last
 
 
-@MANY
+@at_least(300)
 @given(MODELS, COMMANDS)
 def test_a_damaged_checkpoint_runs_or_is_refused(
     folder: Path, model: bytes, argv: tuple[str, ...]
 ) -> None:
-    """Never another exception, never a second line."""
+    """No other exception, no second line of error."""
     lay_out(folder, {"m.bin": model})
     check(in_process(argv, folder))
 
 
-@MANY
+@at_least(300)
 @given(VOCABULARIES, COMMANDS | st.just(TOKENIZE))
 def test_a_damaged_vocabulary_works_or_is_refused(
     folder: Path, vocabulary: bytes, argv: tuple[str, ...]
 ) -> None:
-    """Never another exception, never a second line."""
+    """No other exception, no second line of error."""
     lay_out(folder, {"t.bin": vocabulary})
     check(in_process(argv, folder))
 
 
-@FEW
+@few(50)
 @given(MODELS)
 def test_a_damaged_checkpoint_harms_no_process(folder: Path, model: bytes) -> None:
-    """With little memory, and nobody to catch a signal."""
+    """In a process with little memory: no signal ends it."""
     lay_out(folder, {"m.bin": model})
-    check(as_process(PLAY, folder))
+    check(as_fork(PLAY, folder))
 
 
-@FEW
+@few(50)
 @given(VOCABULARIES)
 def test_a_damaged_vocabulary_harms_no_process(folder: Path, vocabulary: bytes) -> None:
-    """With little memory, and nobody to catch a signal."""
+    """In a process with little memory: no signal ends it."""
     lay_out(folder, {"t.bin": vocabulary})
-    check(as_process(PLAY, folder))
+    check(as_fork(PLAY, folder))

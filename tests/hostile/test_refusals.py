@@ -1,4 +1,4 @@
-"""The table of bad inputs, run as a user would meet it: processes, little memory, a time limit."""
+"""The table of bad inputs, run in processes with little memory and a time limit."""
 
 from __future__ import annotations
 
@@ -6,49 +6,44 @@ from pathlib import Path
 
 import pytest
 
-from ..cli.program import as_process, in_process, without_asserts
-from .case import RUN, Case, entries
-from .model_files import MODEL_FILES
-from .other_files import OTHER_FILES
-from .requests import REQUESTS
-from .tokenizer_files import TOKENIZER_FILES
-from .weights import NOT_FINITE
+from tests.hostile.case import RUN, Case, entries
+from tests.hostile.model_files import MODEL_FILES
+from tests.hostile.other_files import OTHER_FILES
+from tests.hostile.requests import REQUESTS
+from tests.hostile.text_files import TEXT_FILES
+from tests.hostile.tokenizer_files import TOKENIZER_FILES
+from tests.hostile.weights import NOT_FINITE
+from tests.support.command import in_process
+from tests.support.forked import as_fork
 
-TABLE = [*MODEL_FILES, *NOT_FINITE, *OTHER_FILES, *TOKENIZER_FILES, *REQUESTS]
+TABLE = [*MODEL_FILES, *NOT_FINITE, *OTHER_FILES, *TOKENIZER_FILES, *TEXT_FILES, *REQUESTS]
 
 
 @pytest.mark.parametrize("case", TABLE, ids=str)
 def test_a_bad_input_is_refused_in_one_line(case: Case, tmp_path: Path) -> None:
-    """Exit code, one line that names the fault, nothing on stdout, nothing left behind."""
+    """Exit code and line as in the table, nothing on stdout, no new file."""
     case.prepare(tmp_path)
     before = entries(tmp_path)
-    case.check(as_process(case.argv, tmp_path))
+    case.check(as_fork(case.argv, tmp_path))
     assert entries(tmp_path) == before
 
 
 @pytest.mark.parametrize("case", [case for case in TABLE if case.run], ids=str)
 def test_the_drop_in_refuses_it_in_the_same_words(case: Case, tmp_path: Path) -> None:
-    """Where `run` promises no bytes of the original, its refusals are those of `generate`."""
+    """`run` refuses in the words of `generate`."""
     case.prepare(tmp_path)
     case.check(in_process(RUN, tmp_path))
 
 
 @pytest.mark.parametrize("case", [c.for_tokenize() for c in TABLE if c.tokenize], ids=str)
 def test_tokenize_refuses_a_bad_vocabulary(case: Case, tmp_path: Path) -> None:
-    """A fault of the vocabulary is named without a model, too."""
+    """`tokenize` refuses a bad tokenizer without a model."""
     case.prepare(tmp_path)
     case.check(in_process(case.argv, tmp_path))
 
 
-def test_every_row_is_refused_without_asserts(tmp_path: Path) -> None:
-    """Row 68: `python -O` changes nothing, for no validation is an assert."""
-    jobs = []
-    for i, case in enumerate(TABLE):
-        folder = tmp_path / str(i)
-        folder.mkdir()
-        case.prepare(folder)
-        jobs.append((folder, case.argv))
-    outcomes = without_asserts(jobs)
-    assert len(outcomes) == len(TABLE)
-    for case, outcome in zip(TABLE, outcomes, strict=True):
-        case.check(outcome)
+@pytest.mark.parametrize("case", TABLE, ids=str)
+def test_a_bad_input_is_refused_without_asserts(case: Case, tmp_path: Path) -> None:
+    """`python -O` changes nothing, for no validation is an assert."""
+    case.prepare(tmp_path)
+    case.check(as_fork(case.argv, tmp_path, flags=["-O"]))

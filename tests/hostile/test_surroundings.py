@@ -1,4 +1,4 @@
-"""Row 69: locales, closed and full streams, pipes that end early, and the interrupt key."""
+"""Row 69: locales, closed and full streams, readers that leave early, the interrupt key."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ..cli.program import TIMEOUT, Argument, as_process, start
-from ..cli.tiny import BOS, byte_id, lay_out, scripted
-from .case import CHAT, GENERATE, RUN
+from tests.hostile.case import CHAT, GENERATE, RUN
+from tests.support.command import TIMEOUT, Argument, as_process, start
+from tests.support.llama2_files import BOS, byte_id, lay_out, scripted
 
 A, B = byte_id(ord("a")), byte_id(ord("b"))
 ENDLESS = scripted(((BOS, A), (A, B), (B, A)), seq_len=10**6)
@@ -25,7 +25,7 @@ LOCALES = {
 
 @pytest.mark.parametrize("locale", LOCALES)
 def test_the_locale_changes_no_byte(locale: str, tmp_path: Path) -> None:
-    """Text goes from argument to stdout as bytes, under an ASCII locale too."""
+    """Text goes from argument to stdout as bytes, also under an ASCII locale."""
     lay_out(tmp_path)
     argv = (*GENERATE, "--max-new-tokens", "0", "--prompt", EURO)
     outcome = as_process(argv, tmp_path, env=LOCALES[locale])
@@ -34,7 +34,7 @@ def test_the_locale_changes_no_byte(locale: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("locale", LOCALES)
 def test_a_refusal_survives_an_ascii_locale(locale: str, tmp_path: Path) -> None:
-    """A message with a letter that the locale lacks is still one line with the right code."""
+    """A message with a letter outside the locale is one line, with the same exit code."""
     argv = ("generate", f"{EURO}.bin", "--temperature", "nan")
     outcome = as_process(argv, tmp_path, env=LOCALES[locale])
     assert (outcome.code, outcome.out) == (2, b"")
@@ -44,7 +44,7 @@ def test_a_refusal_survives_an_ascii_locale(locale: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("command", [(), ("generate",), ("chat",), ("tokenize",)])
 def test_help_survives_an_ascii_locale(command: tuple[str, ...], tmp_path: Path) -> None:
-    """It is printed whatever letters it has."""
+    """Help has letters outside ASCII."""
     outcome = as_process((*command, "--help"), tmp_path, env=LOCALES["C-ascii"])
     assert (outcome.code, outcome.err) == (0, b"")
     assert outcome.out.startswith(b"usage: pyllm2")
@@ -63,7 +63,7 @@ WRITERS: dict[str, tuple[Argument, ...]] = {
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_full_disk_is_one_line(name: str, tmp_path: Path) -> None:
-    """What cannot be written is an error, with the system's reason."""
+    """An error of the operating system on stdout is reported."""
     lay_out(tmp_path)
     outcome = as_process(WRITERS[name], tmp_path, redirect=">/dev/full")
     assert outcome.code == 1
@@ -71,8 +71,8 @@ def test_a_full_disk_is_one_line(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_pipe_that_nobody_reads_ends_it_quietly(name: str, tmp_path: Path) -> None:
-    """Exit code 141, as a shell says of a closed pipe, and not a word."""
+def test_a_closed_pipe_ends_it_quietly(name: str, tmp_path: Path) -> None:
+    """Exit code 141, which is a shell's for a closed pipe, and no message."""
     lay_out(tmp_path)
     reader, writer = os.pipe()
     os.close(reader)
@@ -84,7 +84,7 @@ def test_a_pipe_that_nobody_reads_ends_it_quietly(name: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["generate", "run", "chat", "tokenize"])
 def test_a_closed_stdout_ends_it_quietly(name: str, tmp_path: Path) -> None:
-    """`>&-` is a pipe that nobody reads."""
+    """`>&-` has the same result as a closed pipe."""
     lay_out(tmp_path)
     outcome = as_process(WRITERS[name], tmp_path, redirect=">&-")
     assert (outcome.code, outcome.err) == (141, b"")
@@ -92,7 +92,7 @@ def test_a_closed_stdout_ends_it_quietly(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("redirect", ["2>&-", "<&-", "2>/dev/full"])
 def test_stdin_and_stderr_may_be_closed(redirect: str, tmp_path: Path) -> None:
-    """What the command does not need it does not miss."""
+    """Streams that a command does not use may be closed or full."""
     lay_out(tmp_path)
     usual = as_process(GENERATE, tmp_path)
     outcome = as_process(GENERATE, tmp_path, redirect=redirect)
@@ -100,7 +100,7 @@ def test_stdin_and_stderr_may_be_closed(redirect: str, tmp_path: Path) -> None:
 
 
 def test_head_ends_a_long_story(tmp_path: Path) -> None:
-    """A reader that leaves after five bytes has them, and the writer goes quietly."""
+    """A reader that closes the pipe ends generation with exit code 141 and no message."""
     lay_out(tmp_path, {"m.bin": ENDLESS})
     process = start(LONG, tmp_path)
     assert process.stdout is not None
@@ -126,7 +126,7 @@ def test_the_interrupt_key_ends_a_long_story(command: str, tmp_path: Path) -> No
 
 
 def test_the_interrupt_key_ends_a_chat_that_waits(tmp_path: Path) -> None:
-    """While the user is asked, too."""
+    """Also while it waits for input."""
     lay_out(tmp_path)
     reader, writer = os.pipe()  # a stdin that stays open and silent
     process = start(CHAT, tmp_path, stdin=reader)

@@ -1,127 +1,176 @@
-"""Rows 31 to 33, 65 and 71 to 76: training that is refused, stopped, or short of something."""
+"""Rows 23, 27, 32, 33, 63, 65 and 71 to 76: training runs that are refused or interrupted."""
 
 from __future__ import annotations
 
-import os
+import signal
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from ..cli.program import Argument, Outcome, as_process, in_process, limited, start
-from ..cli.toy_training import BARE, TRAIN, write_shards
-from .case import entries
+from tests.hostile.case import Argv, entries
+from tests.support.command import (
+    TIMEOUT,
+    Outcome,
+    as_process,
+    environment,
+    in_process,
+    limited,
+    start,
+)
+from tests.support.toy_training import BARE, TRAIN, write_shards
 
 GOOD = "step_00000012.safetensors"
+pytestmark = pytest.mark.usefixtures("no_plots")
+
+
+Make = Callable[[Path], object]
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A request in a folder with shards: the one line, the exit code, what is there before."""
+    """A run that is refused in a folder with shards: the line, the exit code, the flags.
+
+    flags: after those of TRAIN
+    argv: instead of TRAIN and flags
+    make: what else is in the folder
+    """
 
     row: int
     name: str
     error: str
-    argv: tuple[Argument, ...]
+    flags: str = ""
     code: int = 1
-    make: Callable[[Path], object] = lambda folder: None
+    make: Make = lambda folder: None
+    argv: Argv | None = None
 
     def __str__(self) -> str:
         return f"{self.row}-{self.name}"
 
 
-def small(*changes: str) -> tuple[Argument, ...]:
-    return (*TRAIN, *changes)
-
-
-def usage(name: str, error: str, *argv: str) -> Refusal:
-    return Refusal(65, name, error, small(*argv), code=2)
+def with_flags(flags: str) -> Argv:
+    return (*TRAIN, *flags.split())
 
 
 def trained(folder: Path) -> None:
+    """A finished run in the folder out."""
     assert in_process(TRAIN, folder).code == 0
 
 
-def model_at(name: str) -> Callable[[Path], object]:
-    """A model of the toy's shape under that name."""
+def model_at(name: str) -> Make:
+    """A trained model under that name."""
 
     def make(folder: Path) -> None:
-        assert in_process((*TRAIN, "--steps", "1", "--out", "made"), folder).code == 0
+        assert in_process(with_flags("--steps 1 --out made"), folder).code == 0
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / "made" / "model.bin").rename(folder / name)
 
     return make
 
 
-def of_another_run(fields: str) -> str:
-    return f"out/{GOOD}: of another run: {fields}"
+def file_at(name: str, data: bytes) -> Make:
+    return lambda folder: (folder / name).write_bytes(data)
 
 
 HELP = "(see pyllm2 train gpt2 --help)"
+REQUIRED = "the following arguments are required"
+
+
+def of_data(row: int, name: str, error: str, flags: str) -> Refusal:
+    return Refusal(row, name, error, flags)
+
+
+def of_out(name: str, error: str, flags: str = "", make: Make = lambda folder: None) -> Refusal:
+    return Refusal(65, name, error, flags, make=make)
+
+
+def of_value(flag: str, value: str, expected: str) -> Refusal:
+    """A flag with a wrong value."""
+    error = f"{flag}: {value!r}: expected {expected} {HELP}"
+    return Refusal(65, flag.strip("-"), error, f"{flag} {value}", code=2)
+
+
+def of_plan(name: str, error: str, flags: str) -> Refusal:
+    """Flags that do not fit each other or the model."""
+    return Refusal(65, name, error, flags, code=2)
+
+
+def of_another_run(name: str, fields: str, flags: str) -> Refusal:
+    """A run that is resumed with other flags."""
+    error = f"out/{GOOD}: of another run: {fields}"
+    return Refusal(74, name, error, f"--resume {flags}", make=trained)
+
+
+OTHER_MAGIC = (20240325).to_bytes(4, "little") + bytes(1020)
+IS_OTHER_MAGIC = "x.bin: magic = 20240325 (byte 0): a GPT-2 checkpoint has 20240326"
+SHORT = "val.bin: needs 2001 tokens for B=2 T=1000, has 80"
+OF_1000 = "--init layers=1,heads=2,channels=8,vocab=13,context=1000 --context 1000 --train val.bin"
+OF_12 = "--init layers=1,heads=2,channels=8,vocab=12,context=8"
+OF_4_HEADS = "--force --init layers=1,heads=4,channels=8,vocab=13,context=8"
+OVER_INPUT = "out/model.bin: the output would overwrite the input"
+NO_D7 = "model 'd7': expected d followed by 6, 12, 24, 36, 48, 60, 72 or 84"
+NO_MULTIPLE = "total batch of 12 tokens: expected a multiple of batch 2 × context 4 = 8"
+LONG_WARMUP = "warm-up of 12 steps: expected fewer than the 12 of the run"
+SCHEDULES = "'constant', 'linear', 'cosine', 'wsd', 'llama2'"
+NO_SINE = f"--schedule: invalid choice: 'sine' (choose from {SCHEDULES}) {HELP}"
+HAS_RUN = "out: already contains a run: --resume continues it"
+RECIPE = (
+    "recipe.batch = 1 (saved: 2), recipe.seed = 7 (saved: 42), recipe.total_batch = 4 (saved: 8)"
+)
+THREADS = "engine.threads = 2 (saved: 1); --force resumes, but the last bits may differ"
+
 REFUSALS = [
-    Refusal(33, "no-shards", "none_*.bin: matches no file", small("--train", "none_*.bin")),
-    Refusal(33, "short-shard", "val.bin: needs 2001 tokens for B=2 T=1000, has 80",
-            small("--init", "layers=1,heads=2,channels=8,vocab=13,context=1000", "--context",
-                  "1000", "--train", "val.bin")),
-    Refusal(32, "token-outside", "train_0.bin: token 12 at index 8: vocabulary is 12",
-            small("--init", "layers=1,heads=2,channels=8,vocab=12,context=8")),
-    Refusal(65, "over-input", "out/model.bin: the output would overwrite the input",
-            small("--init", "out/model.bin"), code=2, make=model_at("out/model.bin")),
-    Refusal(65, "out-is-a-file", "out: is a file, expected a folder", TRAIN,
-            make=lambda folder: (folder / "out").write_text("mine")),
-    Refusal(65, "out-is-the-input", "model.bin: is a file, expected a folder",
-            small("--init", "model.bin", "--out", "model.bin"), make=model_at("model.bin")),
-    Refusal(65, "out-below-a-file", "val.bin/out: not a directory", small("--out", "val.bin/out")),
-    Refusal(65, "out-read-only", "/proc/none: no such file or directory",
-            small("--out", "/proc/none")),
-    Refusal(65, "out-has-a-run", "out: has a run already: --resume goes on with it", TRAIN,
-            make=trained),
-    Refusal(65, "nothing-to-resume", "out: has no checkpoint to resume from", small("--resume")),
-    Refusal(27, "no-model", "none.bin: no such file or directory", small("--init", "none.bin")),
-    usage("no-such-shape", "model 'd7': d with 6, 12, 24, 36, 48, 60, 72 or 84", "--init", "d7"),
-    usage("context", "--context 16: the model has 8 positions", "--context", "16"),
-    usage("total-batch", "total batch of 12 tokens: expected a multiple of batch 2 × context 4 = 8",
-          "--total-batch", "12"),
-    usage("warmup", "warm-up of 12 steps: expected fewer than the 12 of the run",
-          "--warmup", "12"),
-    usage("schedule", f"--schedule: invalid choice: 'sine' (choose from 'constant', 'linear', "
-          f"'cosine', 'wsd', 'llama2') {HELP}", "--schedule", "sine"),
-    usage("learning-rate", f"--learning-rate: 'nan': expected a number ≥ 0 {HELP}",
-          "--learning-rate", "nan"),
-    usage("beta2", f"--beta2: '1': expected 0 ≤ β < 1 {HELP}", "--beta2", "1"),
-    usage("final-fraction", f"--final-fraction: '2': expected a number from 0 to 1 {HELP}",
-          "--final-fraction", "2"),
-    usage("seed", f"--seed: '4294967296': expected a whole number from 0 to 2^32 - 1 {HELP}",
-          "--seed", str(2**32)),
-    Refusal(23, "vocabulary", "bytes: has 257 tokens, the model expects 13",
-            small("--tokenizer", "bytes")),
-    Refusal(63, "no-family", "the following arguments are required: MODEL (see pyllm2 train "
-            "--help)", ("train",), code=2),
-    Refusal(63, "no-out", f"the following arguments are required: --out {HELP}", BARE, code=2),
-    Refusal(74, "other-recipe", of_another_run(
-                "recipe.batch = 1 (saved: 2), recipe.seed = 7 (saved: 42), "
-                "recipe.total_batch = 4 (saved: 8)"),
-            small("--resume", "--force", "--batch", "1", "--seed", "7"), make=trained),
-    Refusal(74, "other-schedule", of_another_run("recipe.steps = 20 (saved: 12)"),
-            small("--resume", "--force", "--steps", "20"), make=trained),
-    Refusal(74, "other-model", of_another_run("model.num_heads = 4 (saved: 2)"),
-            small("--resume", "--force", "--init",
-                  "layers=1,heads=4,channels=8,vocab=13,context=8"), make=trained),
-    Refusal(74, "other-threads", of_another_run(
-                "engine.threads = 3 (saved: 1); with --force it goes on, and its last bits may "
-                "differ"),
-            small("--resume", "--threads", "3"), make=trained),
-]  # fmt: skip
+    of_data(33, "no-shards", "none_*.bin: matches no file", "--train none_*.bin"),
+    of_data(33, "short-shard", SHORT, OF_1000),
+    of_data(32, "token-outside", "train_0.bin: token 12 at index 8: vocabulary is 12", OF_12),
+    of_data(23, "tokenizer", "bytes: has 257 tokens, the model expects 13", "--tokenizer bytes"),
+    of_data(27, "no-model", "none.bin: no such file or directory", "--init none.bin"),
+    Refusal(27, "magic", IS_OTHER_MAGIC, "--init x.bin", make=file_at("x.bin", OTHER_MAGIC)),
+    Refusal(65, "over-input", OVER_INPUT, "--init out/model.bin", 2, model_at("out/model.bin")),
+    of_out("out-is-a-file", "out: is a file, expected a folder", make=file_at("out", b"mine")),
+    of_out(
+        "out-is-the-input",
+        "model.bin: is a file, expected a folder",
+        "--init model.bin --out model.bin",
+        model_at("model.bin"),
+    ),
+    of_out("out-below-a-file", "val.bin/out: not a directory", "--out val.bin/out"),
+    of_out("out-read-only", "/proc/none: no such file or directory", "--out /proc/none"),
+    of_out("out-has-a-run", HAS_RUN, make=trained),
+    of_out("nothing-to-resume", "out: has no checkpoint to resume from", "--resume"),
+    of_plan("no-such-shape", NO_D7, "--init d7"),
+    of_plan("context", "--context 16: the model has 8 positions", "--context 16"),
+    of_plan("total-batch", NO_MULTIPLE, "--total-batch 12"),
+    of_plan("warmup", LONG_WARMUP, "--warmup 12"),
+    of_plan("schedule", NO_SINE, "--schedule sine"),
+    of_value("--learning-rate", "nan", "a number ≥ 0"),
+    of_value("--beta2", "1", "0 ≤ β < 1"),
+    of_value("--final-fraction", "2", "a number from 0 to 1"),
+    of_value("--seed", "4294967296", "a whole number from 0 to 2^32 - 1"),
+    Refusal(
+        63,
+        "no-family",
+        f"{REQUIRED}: MODEL (see pyllm2 train --help)",
+        code=2,
+        argv=("train",),
+    ),
+    Refusal(63, "no-out", f"{REQUIRED}: --out {HELP}", code=2, argv=BARE),
+    of_another_run("other-recipe", RECIPE, "--force --batch 1 --seed 7"),
+    of_another_run("other-schedule", "recipe.steps = 20 (saved: 12)", "--force --steps 20"),
+    of_another_run("other-model", "model.num_heads = 4 (saved: 2)", OF_4_HEADS),
+    of_another_run("other-threads", THREADS, "--threads 2"),
+]
 
 
 @pytest.mark.parametrize("case", REFUSALS, ids=str)
 def test_training_is_refused_in_one_line_before_it_starts(case: Refusal, tmp_path: Path) -> None:
-    """Nothing on stdout, no file that was not there."""
+    """Nothing on stdout, no new file."""
     write_shards(tmp_path)
     case.make(tmp_path)
     before = entries(tmp_path)
-    outcome = in_process(case.argv, tmp_path)
+    outcome = in_process(case.argv or with_flags(case.flags), tmp_path)
     *notes, last = outcome.err.decode().splitlines()
     assert (outcome.code, outcome.out) == (case.code, b"")
     assert last == f"pyllm2: error: {case.error}"
@@ -130,95 +179,109 @@ def test_training_is_refused_in_one_line_before_it_starts(case: Refusal, tmp_pat
 
 
 def test_other_data_is_not_resumed(tmp_path: Path) -> None:
-    """Row 74: a shard of the same name and size with one token changed."""
+    """Row 74: a shard of the same name and size with one other token."""
     write_shards(tmp_path)
     trained(tmp_path)
     shard = tmp_path / "train_1.bin"
     data = bytearray(shard.read_bytes())
     data[-2] ^= 1
     shard.write_bytes(data)
-    outcome = in_process(small("--resume", "--force"), tmp_path)
+    outcome = in_process(with_flags("--resume --force"), tmp_path)
     assert outcome.code == 1
     assert b"of another run: data.shards[1].digest = " in outcome.err
 
 
 @pytest.mark.parametrize("damage", ["cut", "foreign", "empty"])
 def test_a_damaged_checkpoint_is_named(damage: str, tmp_path: Path) -> None:
-    """Rows 2, 45: one line, and the file stays as it is."""
+    """Row 45: one line that names the file, which is not changed."""
     write_shards(tmp_path)
     trained(tmp_path)
     path = tmp_path / "out" / GOOD
     data = path.read_bytes()
     path.write_bytes({"cut": data[:-10], "foreign": b"<html>" + data, "empty": b""}[damage])
-    outcome = in_process(small("--resume"), tmp_path)
+    outcome = in_process(with_flags("--resume"), tmp_path)
     assert outcome.code == 1
     last = outcome.err.decode().splitlines()[-1]
-    reason = "0 bytes: a header needs 8" if damage == "empty" else "not a whole safetensors file: "
-    assert last.startswith(f"pyllm2: error: out/{GOOD}: {reason}")
+    reasons = {
+        "cut": "not a whole safetensors file: ",
+        "foreign": "looks like a web page: ",
+        "empty": "0 bytes: a header needs 8",
+    }
+    assert last.startswith(f"pyllm2: error: out/{GOOD}: {reasons[damage]}")
 
 
-def with_file_limit(argv: tuple[Argument, ...], folder: Path, blocks: int) -> Outcome:
-    """No file may grow beyond so many blocks of 512 bytes: what a quota does."""
-    import subprocess
-
-    from ..cli.program import environment
-
+def with_file_limit(argv: Argv, folder: Path, blocks: int) -> Outcome:
+    """Run with no file longer than `blocks` of 512 bytes, as under a quota."""
     words = ["sh", "-c", f'ulimit -f {blocks}; exec "$@"', "sh", *limited(argv)]
-    done = subprocess.run(words, cwd=folder, capture_output=True, env=environment(), timeout=60)
+    done = subprocess.run(
+        words, cwd=folder, capture_output=True, env=environment(), timeout=TIMEOUT
+    )
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
-    """Row 71: no temporary is left, and with room again it goes on."""
+    """Row 71: no temporary file is left, and with more space the run resumes."""
     write_shards(tmp_path)
     trained(tmp_path)
     whole = (tmp_path / "out" / GOOD).read_bytes()
     (tmp_path / "out" / GOOD).unlink()
     before = entries(tmp_path)
-    outcome = with_file_limit(small("--resume"), tmp_path, blocks=32)
+    outcome = with_file_limit(with_flags("--resume"), tmp_path, blocks=32)
     assert outcome.code == 1
     last = outcome.err.decode().splitlines()[-1]
     assert last == f"pyllm2: error: out/{GOOD}: file too large"
     assert entries(tmp_path) == before
-    assert in_process(small("--resume"), tmp_path).code == 0
+    assert in_process(with_flags("--resume"), tmp_path).code == 0
     assert (tmp_path / "out" / GOOD).read_bytes() == whole
 
 
-def test_a_device_that_is_full_is_said_in_one_line(tmp_path: Path) -> None:
-    """Row 71: the log is a device that is always full."""
-    if not os.path.exists("/dev/full"):
-        pytest.skip("no /dev/full")
+def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    """Row 71: the log has reached the quota, the checkpoints have not."""
+    write_shards(tmp_path)
+    trained(tmp_path)
+    (tmp_path / "out" / GOOD).unlink()
+    with (tmp_path / "out" / "main.log").open("ab") as log:
+        log.write(b"-" * (2**20 - 1 - log.tell()) + b"\n")
+    outcome = with_file_limit(with_flags("--resume"), tmp_path, blocks=2**11)
+    assert outcome.code == 1
+    assert outcome.err.endswith(b"pyllm2: error: out/main.log: file too large\n")
+
+
+def test_a_log_that_leads_elsewhere_is_refused_in_one_line(tmp_path: Path) -> None:
+    """Row 19: main.log is a symbolic link."""
     write_shards(tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "main.log").symlink_to("/dev/full")
     outcome = in_process(TRAIN, tmp_path)
     assert outcome.code == 1
-    assert outcome.err.endswith(b"pyllm2: error: out/main.log: no space left on device\n")
+    refusal = b"out/main.log: is a symbolic link, expected a regular file\n"
+    assert outcome.err.endswith(b"pyllm2: error: " + refusal)
 
 
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:
-    """Row 73: the second is told the first's process, and does not disturb it."""
+    """Row 73: the second names the process of the first, which is not disturbed."""
     write_shards(tmp_path)
-    first = start((*TRAIN, "--steps", "300"), tmp_path)
+    first = start(with_flags("--steps 30"), tmp_path)
     try:
         for line in first.stderr or ():
             if b"| loss" in line:
                 break
+        first.send_signal(signal.SIGSTOP)  # lest it end before the second starts
         outcome = in_process(TRAIN, tmp_path)
         said = f"pyllm2: error: out: process {first.pid} is training into it\n"
         assert outcome.code == 1
         assert outcome.err.decode().endswith(said)
     finally:
-        first.communicate(timeout=60)
+        first.send_signal(signal.SIGCONT)
+        first.communicate(timeout=TIMEOUT)
     assert first.returncode == 0
     assert (tmp_path / "out" / "model.bin").exists()
 
 
 def test_a_loss_that_explodes_stops_the_run(tmp_path: Path) -> None:
-    """Row 75: step, loss and the last good checkpoint; that one is still there."""
+    """Row 75: the error names the step and the last checkpoint; no model is written."""
     write_shards(tmp_path)
-    argv = small("--learning-rate", "1e30", "--warmup", "11", "--save-every", "1", "--val-every",
-                 "0")  # fmt: skip
+    argv = with_flags("--learning-rate 1e30 --warmup 11 --save-every 1 --val-every 0")
     outcome = in_process(argv, tmp_path)
     assert outcome.code == 1
     last = outcome.err.decode().splitlines()[-1]
@@ -228,20 +291,24 @@ def test_a_loss_that_explodes_stops_the_run(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob(".pyllm2-*"))
 
 
-@pytest.mark.parametrize("row", [76])
-def test_what_cannot_fit_is_refused_before_it_is_tried(row: int, tmp_path: Path) -> None:
-    """16 bytes a parameter, 4 an activation, against 2 GiB of address space."""
+OF_A_MILLION = "--init layers=1,heads=2,channels=8,vocab=13,context=1000000"
+
+
+@pytest.mark.parametrize(
+    ("flags", "needs"),
+    [
+        ("--init d24", "needs 5,695 MB for training at batch 2, context 4"),
+        (f"{OF_A_MILLION} --context 100000 --batch 1", "at batch 1, context 100000"),
+    ],
+    ids=["parameters", "activations"],
+)
+def test_what_does_not_fit_into_memory_is_refused(flags: str, needs: str, tmp_path: Path) -> None:
+    """Row 76: 16 bytes per parameter and 4 per activation, in an address space of 2 GiB."""
     write_shards(tmp_path)
-    shape = "layers=1,heads=2,channels=8,vocab=13,context=1000000"
-    cases = (
-        (("--init", "d24"), "needs 5,695 MB for training at batch 2, context 4"),
-        (("--init", shape, "--context", "100000", "--batch", "1"), "at batch 1, context 100000"),
-    )
-    for flags, words in cases:
-        outcome = as_process(small(*flags), tmp_path)
-        assert outcome.code == 1
-        said = outcome.err.decode()
-        assert said.count("\n") == 1
-        assert words in said
-        assert "lower --batch or --context, or take a smaller model" in said
+    outcome = as_process(with_flags(flags), tmp_path)
+    assert outcome.code == 1
+    said = outcome.err.decode()
+    assert said.count("\n") == 1
+    assert needs in said
+    assert "lower --batch or --context, or take a smaller model" in said
     assert not (tmp_path / "out").exists()

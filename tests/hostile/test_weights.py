@@ -1,4 +1,4 @@
-"""Row 17, the rest: which position is named, and what was printed before it."""
+"""Row 17: the position that the error names, and the text printed before it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from ..cli.program import in_process
-from ..cli.tiny import BOS, PIECES, SHAPE, byte_id, lay_out, poisoned, tensors, to_bytes
-from .case import GENERATE, RUN, Case
+from tests.hostile.case import GENERATE, RUN, Case
+from tests.support.command import in_process
+from tests.support.llama2_files import (
+    BOS,
+    PIECES,
+    SHAPE,
+    byte_id,
+    lay_out,
+    poisoned,
+    tensors,
+    to_bytes,
+)
 
 
 @pytest.mark.parametrize("argv", [(*GENERATE, "--prompt", "a cab"), RUN], ids=["generate", "run"])
 def test_the_first_bad_position_of_a_prompt_is_named(argv: tuple[str, ...], tmp_path: Path) -> None:
-    """A matrix that spoils every position spoils position 0 first, however long the prompt."""
+    """A NaN that affects every position is reported for position 0."""
     error = "m.bin: non-finite logits at position 0 (layer 0, attention), backend numpy"
     case = Case(17, "prompt", error, {"m.bin": poisoned("wq", math.nan)}, argv)
     case.prepare(tmp_path)
@@ -22,7 +31,7 @@ def test_the_first_bad_position_of_a_prompt_is_named(argv: tuple[str, ...], tmp_
 
 
 def test_the_position_of_a_bad_embedding_is_named(tmp_path: Path) -> None:
-    """BOS and the space in front are fine, the third token is not, those after it suffer."""
+    """The third token has a bad embedding; BOS and the space before it have not."""
     weights = tensors(SHAPE, shared=False)
     weights["token_embedding"][byte_id(ord("x"))] = math.inf
     case = Case(
@@ -37,7 +46,7 @@ def test_the_position_of_a_bad_embedding_is_named(tmp_path: Path) -> None:
 
 
 def test_text_before_a_bad_position_is_kept(tmp_path: Path) -> None:
-    """Where the fault shows only later, what was said stays said, and the line ends."""
+    """Text generated before the bad position stays on stdout and ends with a newline."""
     a, b = PIECES.index(b"a"), PIECES.index(b"b")
     weights = {
         name: array * (1 if name.endswith("norm") else 0)

@@ -1,11 +1,11 @@
-"""Row 17: one weight that is not a number, in each kind of tensor; the message says where."""
+"""Row 17: one non-finite weight in each kind of array."""
 
 from __future__ import annotations
 
 import math
 
-from ..cli.tiny import poisoned
-from .case import GENERATE, Case
+from tests.hostile.case import GENERATE, Case
+from tests.support.llama2_files import poisoned
 
 PLACES = {
     "token_embedding": "embedding",

@@ -1,4 +1,4 @@
-"""What training asks of Llama-2 as a family: files, memory, the model and its decoder."""
+"""`llama2.family`: files, memory, the model to train and its decoder."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyllm2.errors import FileError, FormatError
-from pyllm2.formats import llama2c
 from pyllm2.gpt2 import family as gpt2_family
+from pyllm2.inference.load import load_llama2
 from pyllm2.llama2 import family
+from pyllm2.llama2.checkpoint import save_parameters
 from pyllm2.llama2.config import Llama2Config
 from pyllm2.llama2.model import Weights
-from pyllm2.loading import load_llama2
-from pyllm2.testing import llama2_training_strategies as strategies
-from tests.cli import tiny
-from tests.tested import ops_of
+from pyllm2.testing.llama2 import strategies
+from tests.support import llama2_files
+from tests.support.tested import engine_of
 
 CONFIG = Llama2Config(8, 12, 2, 4, 2, 13, 6)
 
 
 def test_both_families_offer_the_same() -> None:
-    """The trainer takes either for the other."""
+    """The trainer can be given either family."""
     assert family.__all__ == gpt2_family.__all__
     for name in family.__all__:
         assert hasattr(family, name)
@@ -35,7 +35,7 @@ def test_both_families_offer_the_same() -> None:
 def test_what_is_saved_is_what_is_loaded(
     tmp_path_factory: pytest.TempPathFactory, config: Llama2Config, seed: int
 ) -> None:
-    """Shape and every bit; and what is saved twice is the same file."""
+    """Config and every bit; saving again gives the same file."""
     first, second = (tmp_path_factory.mktemp("saved") / "m.bin" for _ in range(2))
     params = strategies.random_parameters(config, seed)
     family.save_parameters(first, config, params)
@@ -49,10 +49,10 @@ def test_what_is_saved_is_what_is_loaded(
 
 @pytest.mark.parametrize("version", [0, 1])
 def test_either_version_is_read(tmp_path: Path, version: int) -> None:
-    """With the same numbers in the same places; version 0 is what is written."""
+    """Versions 0 and 1 give the same parameters; version 0 is written."""
     params = strategies.random_parameters(CONFIG, 1)
     path, saved = tmp_path / "m.bin", tmp_path / "saved.bin"
-    llama2c.write_checkpoint(path, dataclasses.asdict(CONFIG), params, version)
+    save_parameters(path, CONFIG, params, version)
     config, found = family.load_parameters(path)
     assert config == CONFIG
     for name, array in params.items():
@@ -61,8 +61,8 @@ def test_either_version_is_read(tmp_path: Path, version: int) -> None:
     assert (saved.read_bytes() == path.read_bytes()) == (version == 0)
 
 
-def test_what_is_loaded_may_be_written_to(tmp_path: Path) -> None:
-    """Memory of its own, one vector, and not the file."""
+def test_loaded_parameters_can_be_changed(tmp_path: Path) -> None:
+    """Parameters are one vector in memory, not a mapped file."""
     path = tmp_path / "m.bin"
     family.save_parameters(path, CONFIG, strategies.random_parameters(CONFIG, 1))
     before = path.read_bytes()
@@ -75,14 +75,14 @@ def test_what_is_loaded_may_be_written_to(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (tiny.quantized(), "is int8: training goes on from float32"),
-        (tiny.quantized(shared=False), "is int8: training goes on from float32"),
-        (tiny.checkpoint(0, shared=False), "is a model with a classifier of its own: "),
-        (tiny.checkpoint(1, shared=False), "is a model with a classifier of its own: "),
+        (llama2_files.quantized(), "is int8: training needs float32"),
+        (llama2_files.quantized(shared=False), "is int8: training needs float32"),
+        (llama2_files.checkpoint(0, shared=False), "is a model with a classifier of its own: "),
+        (llama2_files.checkpoint(1, shared=False), "is a model with a classifier of its own: "),
     ],
 )
 def test_what_cannot_be_trained_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
-    """In one line that names the file, by both ways in."""
+    """One line that names the file, from both loaders."""
     path = tmp_path / "m.bin"
     path.write_bytes(data)
     for load in (family.load_config, family.load_parameters):
@@ -93,24 +93,24 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path, data: bytes, message:
 
 @pytest.mark.parametrize("cut", [0, 20, 28, 100, -4])
 def test_a_file_cut_short_is_refused(tmp_path: Path, cut: int) -> None:
-    """Before its numbers are believed."""
+    """The size is checked before any number is used."""
     path = tmp_path / "m.bin"
-    path.write_bytes(tiny.checkpoint()[:cut])
+    path.write_bytes(llama2_files.checkpoint()[:cut])
     with pytest.raises((FileError, FormatError)):
         family.load_parameters(path)
 
 
-def test_a_new_vector_has_room_for_everything() -> None:
-    """Zeros, as many as the shape says."""
+def test_empty_parameters_have_every_shape() -> None:
+    """As many zeros as the config has parameters."""
     params = family.empty_parameters(CONFIG)
     assert params.flat.size == CONFIG.parameters()
     assert not params.flat.any()
 
 
 @given(data=st.data())
-def test_the_memory_of_a_forward_is_what_was_promised(data: st.DataObject) -> None:
-    """Every array that a forward keeps is counted: all of it, and at most a few rows more."""
-    model = data.draw(strategies.trainable_models(ops_of("numpy")))
+def test_activation_floats_bounds_what_a_forward_keeps(data: st.DataObject) -> None:
+    """`activation_floats` counts every array that a forward keeps, and at most a few rows more."""
+    model = data.draw(strategies.trainable_models(engine_of("numpy")))
     tokens, targets = data.draw(strategies.batches(model.config))
     B, T = tokens.shape
     acts = model.forward(tokens, targets)
@@ -120,15 +120,17 @@ def test_the_memory_of_a_forward_is_what_was_promised(data: st.DataObject) -> No
         arrays += [a for a in fields if isinstance(a, np.ndarray)]
     kept = sum(a.size for a in arrays)
     width = model.config.n_layers * (model.config.dim + model.config.hidden_dim)
-    assert kept <= family.activations(model.config, B, T) <= kept + B * T * (width + 99)
+    assert kept <= family.activation_floats(model.config, B, T) <= kept + B * T * (width + 99)
 
 
-def test_the_decoder_has_the_weights_themselves() -> None:
-    """What is learned later is played later, without a copy."""
-    model = family.build(CONFIG, strategies.random_parameters(CONFIG, 1), ops_of("numpy"), 0.2, 5)
+def test_the_decoder_shares_the_parameters() -> None:
+    """They share memory, so that a later update changes the decoder."""
+    model = family.build(
+        CONFIG, strategies.random_parameters(CONFIG, 1), engine_of("numpy"), 0.2, 5
+    )
     assert (model.config, model.dropout, model.seed) == (CONFIG, 0.2, 5)
     decoder = family.decoder(model)
-    assert (decoder.config, decoder.ops) == (CONFIG, model.ops)
+    assert (decoder.config, decoder.engine) == (CONFIG, model.engine)
     names = {field.name for field in dataclasses.fields(Weights)} - {"classifier"}
     assert names == set(model.params)
     for name in names:
@@ -136,20 +138,12 @@ def test_the_decoder_has_the_weights_themselves() -> None:
     assert decoder.weights.classifier is None
 
 
-def test_what_was_saved_is_played(tmp_path: Path) -> None:
-    """By the loader of `generate`, with the logits of the decoder, to the bit."""
-    model = family.build(CONFIG, strategies.random_parameters(CONFIG, 1), ops_of("numpy"))
+def test_a_saved_model_gives_the_same_logits(tmp_path: Path) -> None:
+    """A saved model, loaded again, gives the decoder's logits to the bit."""
+    model = family.build(CONFIG, strategies.random_parameters(CONFIG, 1), engine_of("numpy"))
     path = tmp_path / "m.bin"
     family.save_parameters(path, CONFIG, model.params)
     loaded = load_llama2(path, backend="numpy").model
     tokens = np.array([1, 5, 12, 5])
     logits = [m.forward(tokens, 0, m.new_cache(4)) for m in (loaded, family.decoder(model))]
     np.testing.assert_array_equal(*logits)
-
-
-def test_a_tokenizer_is_read_from_its_file(tmp_path: Path) -> None:
-    """As `generate` reads it."""
-    (tmp_path / "t.bin").write_bytes(tiny.vocabulary())
-    tokenizer = family.load_tokenizer(tmp_path / "t.bin")
-    assert tokenizer.vocab_size == tiny.V
-    assert tokenizer.begin == tiny.BOS

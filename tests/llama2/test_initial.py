@@ -1,4 +1,4 @@
-"""Where training begins: shapes by name, weights by rule."""
+"""Untrained Llama-2s: configs by name, and initial weights."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from hypothesis import given
 
 from pyllm2.errors import ConfigError, UsageError
 from pyllm2.llama2.config import Llama2Config
-from pyllm2.llama2.initial import STD, descriptor, hidden_dim, initial_parameters
-from pyllm2.llama2.random_model import SHAPES
-from pyllm2.llama2.training import shapes
-from pyllm2.testing import strategies
+from pyllm2.llama2.initial import SHAPES, STD, descriptor, hidden_dim, initial_parameters
+from pyllm2.testing.llama2 import strategies
 
 
 @given(strategies.configs())
 def test_the_arrays_are_as_many_numbers_as_the_config_says(config: Llama2Config) -> None:
-    """One place counts, another lays out."""
-    assert sum(math.prod(shape) for shape in shapes(config).values()) == config.parameters()
+    """`Llama2Config.shapes` and `Llama2Config.parameters` agree."""
+    assert sum(math.prod(shape) for shape in config.shapes().values()) == config.parameters()
 
 
 def test_widths_of_the_feed_forward_network(golden: Path) -> None:
@@ -34,7 +32,7 @@ def test_widths_of_the_feed_forward_network(golden: Path) -> None:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_published_shapes_have_names(name: str) -> None:
-    """With the vocabulary of a tokenizer, if there is one."""
+    """The vocabulary size of a tokenizer replaces the published one."""
     assert descriptor(name) == SHAPES[name]
     assert descriptor(name, 777).vocab_size == 777
     dim, hidden = SHAPES[name].dim, SHAPES[name].hidden_dim
@@ -42,7 +40,7 @@ def test_published_shapes_have_names(name: str) -> None:
 
 
 def test_any_shape_in_words() -> None:
-    """What is not said follows from the rest."""
+    """Sizes that are left out have defaults or follow from others."""
     assert descriptor("dim=36,layers=5,heads=6") == Llama2Config(36, 96, 5, 6, 6, 32000, 256)
     text = "dim=64,layers=5,heads=8,kv_heads=4,hidden=172,context=512,vocab=512"
     assert descriptor(text) == SHAPES["260K"]
@@ -62,19 +60,19 @@ def test_any_shape_in_words() -> None:
     ],
 )
 def test_what_is_no_shape_is_refused(text: str, message: str) -> None:
-    """In one line."""
+    """One line that names the model and what is expected."""
     with pytest.raises(UsageError, match=message):
         descriptor(text)
 
 
 def test_sizes_that_contradict_are_refused() -> None:
-    """By the config itself."""
+    """The config raises ConfigError."""
     with pytest.raises(ConfigError, match="must be a multiple of n_heads = 5"):
         descriptor("dim=64,layers=1,heads=5")
 
 
 def test_weights_are_normal_with_the_originals_spread() -> None:
-    """Norms 1; 0.02 everywhere but for wo and w3, which shrink with depth."""
+    """Norms are 1; the standard deviation is 0.02, and less with depth for wo and w3."""
     config = Llama2Config(64, 172, 8, 8, 4, 512, 32)
     params = initial_parameters(config)
     for name, array in params.items():

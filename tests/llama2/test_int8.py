@@ -1,36 +1,40 @@
-"""int8 in groups: the roundings, the products, the files, and what holds of whole models."""
+"""int8 in groups: rounding, products, files and whole models."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import pyllm2
+from pyllm2 import backends
 from pyllm2.cli import main
-from pyllm2.export import compare_on_text, export, read_float32
-from pyllm2.formats.llama2c_q8 import fitting_group_size, quantize_weights, write_q8_checkpoint
+from pyllm2.formats.llama2c_q8 import fitting_group_size, quantize_weights
+from pyllm2.inference.compare import compare_on_text
 from pyllm2.llama2 import ops
+from pyllm2.llama2.checkpoint import export, load_float32, save_parameters
 from pyllm2.llama2.model import Llama2
-from pyllm2.llama2.quantized import Quantized
-from pyllm2.testing import strategies
-from tests.tested import BACKENDS, ops_of
+from pyllm2.parameters import Quantized
+from pyllm2.testing.llama2 import strategies
+from tests.support.profiles import few, writes_files
+from tests.support.tested import BACKENDS, engine_of, ops_of
 
 F32 = np.float32
-# The scale is exactly 1, so these quotients are halves: of either sign, odd and even below them.
+# The scale is exactly 1, so these quotients are halves, of either sign, odd and even below.
 HALVES = (np.array([[127, 0.5, -0.5, 1.5, -1.5, 2.5, -2.5, -126.5]], F32), 8)
 
 
 def plain_quantize(row: Any, group_size: int, half_to_even: bool) -> tuple[list[int], list[Any]]:
-    """The rule, one number at a time."""
+    """The quantisation rule, one number at a time."""
     values, scales = [0] * len(row), []
     for start in range(0, len(row) - group_size + 1, group_size):
         group = row[start : start + group_size]
@@ -50,7 +54,7 @@ def plain_quantize(row: Any, group_size: int, half_to_even: bool) -> tuple[list[
 @given(inputs=strategies.quantize_inputs())
 @example(inputs=HALVES)
 def test_activations_round_half_away_from_zero(backend: str, inputs: Any) -> None:
-    """Every value and scale is that of the plain rule, exactly, on every backend."""
+    """On every backend values and scales equal those of the plain rule."""
     x, group_size = inputs
     values, scales = ops_of(backend).quantize(x, group_size)
     assert (values.dtype, scales.dtype) == (np.int8, np.float32)
@@ -64,7 +68,7 @@ def test_activations_round_half_away_from_zero(backend: str, inputs: Any) -> Non
 @given(inputs=strategies.quantize_inputs())
 @example(inputs=HALVES)
 def test_weights_round_half_to_even(inputs: Any) -> None:
-    """As the original's export, which differs there from its engine."""
+    """As in the original's export, which rounds differently from its engine."""
     x, group_size = inputs
     for row in x:
         values, scales = quantize_weights(row, group_size)
@@ -77,7 +81,7 @@ def test_weights_round_half_to_even(inputs: Any) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(inputs=strategies.quantize_inputs())
 def test_dequantized_numbers_are_off_by_half_a_scale_at_most(backend: str, inputs: Any) -> None:
-    """And what was left over after the last group is zero."""
+    """Elements after the last whole group become zero."""
     x, group_size = inputs
     values, scales = ops.quantize(x, group_size)
     whole = scales.shape[1] * group_size
@@ -91,7 +95,7 @@ def test_dequantized_numbers_are_off_by_half_a_scale_at_most(backend: str, input
 
 @given(inputs=strategies.matmul_q8_inputs())
 def test_the_product_is_the_plain_loop_to_the_bit(inputs: Any) -> None:
-    """Exact integers a group, then float32 in the stated order: ragged groups included."""
+    """Exact integers within a group, then float32 in order, also with ragged groups."""
     x, x_scales, w, w_scales, group_size = inputs
     found = ops.matmul_q8(x, x_scales, w, w_scales, group_size)
     C = x.shape[1]
@@ -105,7 +109,7 @@ def test_the_product_is_the_plain_loop_to_the_bit(inputs: Any) -> None:
             assert found[t, i] == total
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@writes_files
 @given(model=strategies.models(), wanted=st.sampled_from([64, 32, 6, 3, 1]), like=st.booleans())
 def test_a_written_file_is_read_back(tmp_path: Path, model: Any, wanted: int, like: bool) -> None:
     """Values and scales of every matrix are those of the exporter's rounding."""
@@ -113,7 +117,7 @@ def test_a_written_file_is_read_back(tmp_path: Path, model: Any, wanted: int, li
     size = fitting_group_size(wanted, config.dim, config.hidden_dim, like)
     tensors = {k: v for k, v in vars(model.weights).items() if v is not None}
     path = tmp_path / "q.bin"
-    write_q8_checkpoint(path, asdict(config), tensors, size)
+    save_parameters(path, config, tensors, 2, size)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("warnings.warn", lambda *_, **__: None)
         loaded = pyllm2.load(path, backend="numpy").model
@@ -123,7 +127,7 @@ def test_a_written_file_is_read_back(tmp_path: Path, model: Any, wanted: int, li
             matrix = getattr(loaded.weights, name)[layer]
             np.testing.assert_array_equal(matrix.values.ravel(), values)
             np.testing.assert_array_equal(matrix.scales, scales)
-    _, expanded, _ = read_float32(path)
+    _, expanded, _ = load_float32(path)
     np.testing.assert_array_equal(expanded["token_embedding"], loaded.weights.token_embedding)
 
 
@@ -132,7 +136,7 @@ def test_a_written_file_is_read_back(tmp_path: Path, model: Any, wanted: int, li
 def test_the_group_size_is_the_first_half_that_fits(
     wanted: int, dim: int, hidden_dim: int, like_original: bool
 ) -> None:
-    """Of wanted, wanted // 2, wanted // 4, …: it divides what it must, no larger one does."""
+    """The largest of wanted, wanted // 2, wanted // 4, … that divides the widths."""
     size = fitting_group_size(wanted, dim, hidden_dim, like_original)
 
     def fits(n: int) -> bool:
@@ -143,7 +147,7 @@ def test_the_group_size_is_the_first_half_that_fits(
 
 
 def test_the_group_size_divides_both_widths_unless_like_the_original(golden: Path) -> None:
-    """The recorded rule looks at dim only; ours at both."""
+    """The original's rule considers dim only, ours both widths."""
     rule = json.loads((golden / "export.json").read_text())["group_size_rule"]
     for dim, requested, used in rule["rows"]:
         assert fitting_group_size(requested, dim, 172, like_original=True) == used
@@ -171,7 +175,7 @@ def test_exports_equal_the_originals_byte_for_byte(
 
 
 def test_float32_formats_carry_the_same_numbers(golden: Path, tmp_path: Path) -> None:
-    """v0 to v1 to v0: every weight is kept; only the dead RoPE tables are computed anew."""
+    """v0 to v1 to v0 keeps every weight; only the unused RoPE tables are computed again."""
     export(golden / "stories260K_v1.bin", tmp_path / "v0.bin", "v0")
     ours, theirs = (tmp_path / "v0.bin").read_bytes(), (golden / "stories260K.bin").read_bytes()
     tables = 2 * 512 * 4 * 4
@@ -182,10 +186,10 @@ def test_float32_formats_carry_the_same_numbers(golden: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["story24", "unicode", "long"])
 @pytest.mark.parametrize("group_size", [4, 64])
 def test_numpy_is_near_the_recorded_int8_logits(golden: Path, name: str, group_size: int) -> None:
-    """One ulp in an activation can flip a rounding, so no bound is derived: what is measured.
+    """The tolerance is measured: one ulp in an activation can change a rounding to int8.
 
-    Where no rounding flips, logits differ as those of float32 do; flips move them by up to 0.85
-    in the original's own fast build. The best token is the recorded one at every position here.
+    Without such a change logits differ as float32 logits do; with one, by up to 0.85 in the
+    original's own fast build. The best token is the recorded one at every position here.
     """
     cases = json.loads((golden / "logits.json").read_text())
     case = next(c for c in cases if c["name"] == f"q80_g{group_size}_{name}")
@@ -198,10 +202,10 @@ def test_numpy_is_near_the_recorded_int8_logits(golden: Path, name: str, group_s
     assert (ours.argmax(axis=1) == recorded.argmax(axis=1)).mean() == 1
 
 
-def test_quantizing_says_what_it_cost(
+def test_quantizing_reports_the_loss_of_accuracy(
     golden: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    """A row a tensor, and perplexity, divergence and the first change on a text."""
+    """One row per tensor; perplexity, divergence and the first changed token on a text."""
     text = tmp_path / "text.txt"
     text.write_text("Once upon a time, there was a little girl named Lily.")
     flags = ["--report", "--text", str(text), "--tokenizer", str(golden / "tok512.bin")]
@@ -222,7 +226,7 @@ def test_quantizing_says_what_it_cost(
 def test_a_file_is_not_exported_over_itself(
     tmp_path: Path, golden: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The input would be gone if anything failed."""
+    """A failure would destroy the input."""
     path = tmp_path / "m.bin"
     path.write_bytes((golden / "stories260K.bin").read_bytes())
     assert main(["export", str(path), str(path), "--format", "v1"]) == 2
@@ -239,7 +243,7 @@ STRICT = [b for b in BACKENDS if b.endswith("-strict")]
 def test_strict_logits_are_the_recorded_bits(
     golden: Path, backend: str, name: str, group_size: int
 ) -> None:
-    """Both strict engines, prompt fed at once: every bit of every recorded logit."""
+    """Both strict backends give every bit of every recorded logit, from a whole prompt."""
     ops_of(backend)
     cases = json.loads((golden / "logits.json").read_text())
     case = next(c for c in cases if c["name"] == f"q80_g{group_size}_{name}")
@@ -252,7 +256,7 @@ def test_strict_logits_are_the_recorded_bits(
 
 @st.composite
 def quantized_models(draw: Any) -> Llama2:
-    """A random model in int8; the group size divides dim, and hidden_dim or not."""
+    """A random int8 model whose group size divides dim, but not always hidden_dim."""
     model = draw(strategies.models())
     config = model.config
     size = draw(st.sampled_from([n for n in range(1, config.dim + 1) if config.dim % n == 0]))
@@ -267,32 +271,70 @@ def quantized_models(draw: Any) -> Llama2:
     embedding = quantized(model.weights.token_embedding[None])[0]
     expanded = ops.dequantize(embedding.values, embedding.scales, size)
     weights = replace(model.weights, **matrices, token_embedding=expanded, classifier=embedding)
-    return Llama2(config, weights, ops)
+    return Llama2(config, weights, backends.Engine(ops))
+
+
+@few()
+@given(model=quantized_models(), data=st.data())
+def test_an_int8_model_quantises_the_rows_before_each_product(
+    model: Llama2, data: st.DataObject
+) -> None:
+    """The bits of a float32 model whose products do so: every matrix, none of the other ops."""
+    int8: dict[bytes, Quantized] = {}
+
+    def expanded(matrix: Any) -> Any:
+        if matrix.values.ndim == 3:
+            return np.stack([expanded(matrix[layer]) for layer in range(len(matrix.values))])
+        size = matrix.group_size
+        flat = ops.dequantize(matrix.values.ravel(), matrix.scales.ravel(), size)
+        dense = flat.reshape(matrix.values.shape)
+        int8[dense.tobytes()] = matrix
+        return dense
+
+    def matmul(x: Any, w: Any) -> Any:
+        matrix = int8[w.tobytes()]
+        values, scales = ops.quantize(x, matrix.group_size)
+        return ops.matmul_q8(values, scales, matrix.values, matrix.scales, matrix.group_size)
+
+    matrices = {
+        name: expanded(stack)
+        for name, stack in vars(model.weights).items()
+        if isinstance(stack, Quantized)
+    }
+    weights = replace(model.weights, **matrices)
+    float32 = Llama2(
+        model.config, weights, backends.Engine(SimpleNamespace(**vars(ops) | {"matmul": matmul}))
+    )
+    tokens = data.draw(strategies.token_ids(model.config))
+    logits = [m.forward(tokens, 0, m.new_cache(len(tokens))) for m in (model, float32)]
+    np.testing.assert_array_equal(*logits)
 
 
 @pytest.mark.skipif(len(STRICT) < 2, reason="two strict backends are compared")
+@few()
 @given(model=quantized_models(), data=st.data())
 def test_two_strict_engines_agree_to_the_last_bit(model: Llama2, data: st.DataObject) -> None:
-    """C and Numba on whatever int8 model hypothesis draws, ragged groups included."""
+    """C and Numba give the same logits for any int8 model, also with ragged groups."""
     tokens = data.draw(strategies.token_ids(model.config))
     logits = []
     for backend in STRICT:
-        engine = Llama2(model.config, model.weights, ops_of(backend))
+        engine = Llama2(model.config, model.weights, engine_of(backend))
         logits.append(engine.forward(tokens, 0, engine.new_cache(len(tokens))))
     np.testing.assert_array_equal(*logits)
 
 
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b in ("c", "c-strict", "numba")])
+@few()
 @given(model=quantized_models(), data=st.data())
 def test_a_whole_forward_of_an_int8_model_is_near_its_composition(
     backend: str, model: Llama2, data: st.DataObject
 ) -> None:
-    """To the bit if strict. Else a flipped rounding may move logits, by a part of their size."""
-    engine = Llama2(model.config, model.weights, ops_of(backend))
+    """Equal bits if strict; otherwise a changed rounding may shift logits by part of their size."""
+    engine = Llama2(model.config, model.weights, engine_of(backend))
     tokens = data.draw(strategies.token_ids(model.config, most=5))
     caches = [engine.new_cache(len(tokens)) for _ in range(2)]
-    whole = engine.ops.forward(engine, tokens, 0, caches[0])
-    composed = engine.forward(tokens, 0, caches[1])
+    whole = engine.forward(tokens, 0, caches[0])
+    composed = engine.with_ops(engine.ops).forward(tokens, 0, caches[1])
     if backend.endswith("-strict"):
         np.testing.assert_array_equal(whole, composed)
     else:
@@ -304,7 +346,7 @@ def test_a_whole_forward_of_an_int8_model_is_near_its_composition(
 def test_run_prints_what_the_original_int8_engine_printed(
     golden: Path, backend: str, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    """Every recorded generation of runq, byte for byte."""
+    """Every recorded generation of runq.c, byte for byte."""
     ops_of(backend)
     cases = json.loads((golden / "generations.json").read_text())
     cases = [case for case in cases if case["engine"] == "runq"]
@@ -322,7 +364,7 @@ def test_run_prints_what_the_original_int8_engine_printed(
 def test_a_missing_input_is_refused_even_if_the_output_exists(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line, and what was there stays."""
+    """One line, and the existing output is unchanged."""
     (tmp_path / "out.bin").write_bytes(b"old")
     argv = ["export", str(tmp_path / "no.bin"), str(tmp_path / "out.bin"), "--format", "v1"]
     assert main(argv) == 1

@@ -1,4 +1,4 @@
-"""The whole model: prefill is decoding, and every backend is where float64 says it should be."""
+"""The whole model: prefill equals decoding, and every backend is within its float64 bound."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyllm2.llama2.model import Llama2
-from pyllm2.testing import model_bound, strategies
-from tests.tested import BACKENDS, ops_of
+from pyllm2.testing import model_bound
+from pyllm2.testing.llama2 import strategies
+from tests.support.profiles import few
+from tests.support.tested import BACKENDS, engine_of
 
 
 def step_by_step(model: Llama2, tokens: np.ndarray) -> np.ndarray:
@@ -19,10 +21,11 @@ def step_by_step(model: Llama2, tokens: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@few()
 @given(data=st.data())
 def test_prefill_of_n_tokens_equals_n_single_steps(backend: str, data: st.DataObject) -> None:
     """Both lie within the propagated bound of the float64 evaluation of the same model."""
-    model = data.draw(strategies.models(ops_of(backend)))
+    model = data.draw(strategies.models(engine_of(backend)))
     tokens = data.draw(strategies.token_ids(model.config))
     value, error = model_bound(model, tokens)
     prefill = model.forward(tokens, 0, model.new_cache(len(tokens)))
@@ -32,10 +35,11 @@ def test_prefill_of_n_tokens_equals_n_single_steps(backend: str, data: st.DataOb
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@few()
 @given(data=st.data())
 def test_a_prompt_may_be_cut_anywhere(backend: str, data: st.DataObject) -> None:
     """Feeding a text in two pieces gives the last logits of feeding it whole."""
-    model = data.draw(strategies.models(ops_of(backend)))
+    model = data.draw(strategies.models(engine_of(backend)))
     tokens = data.draw(strategies.token_ids(model.config))
     cut = data.draw(st.integers(0, len(tokens) - 1))
     value, error = model_bound(model, tokens)
@@ -48,18 +52,19 @@ def test_a_prompt_may_be_cut_anywhere(backend: str, data: st.DataObject) -> None
 
 
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b in ("c", "c-strict", "numba")])
+@few()
 @given(data=st.data())
 def test_a_whole_forward_equals_the_composition_of_ops(backend: str, data: st.DataObject) -> None:
-    """Where a rival has the forward as one kernel: to the bit if strict, else within the bound."""
-    ops = ops_of(backend)
-    model = data.draw(strategies.models(ops))
+    """A forward in one kernel: equal bits if strict, otherwise within the bound."""
+    model = data.draw(strategies.models(engine_of(backend)))
+    assert model.engine.forward is not None
     tokens = data.draw(strategies.token_ids(model.config))
     cut = data.draw(st.integers(0, len(tokens) - 1))
     whole, composed = (model.new_cache(len(tokens)) for _ in range(2))
     if cut:
-        ops.forward(model, tokens[:cut], 0, whole)
-    last = ops.forward(model, tokens[cut:], cut, whole, last_only=True)
-    logits = model.forward(tokens, 0, composed)
+        model.forward(tokens[:cut], 0, whole)
+    last = model.forward(tokens[cut:], cut, whole, last_only=True)
+    logits = model.with_ops(model.ops).forward(tokens, 0, composed)
     if backend.endswith("-strict"):
         np.testing.assert_array_equal(last[0], logits[-1])
         np.testing.assert_array_equal(whole.keys, composed.keys)
@@ -70,15 +75,17 @@ def test_a_whole_forward_equals_the_composition_of_ops(backend: str, data: st.Da
 
 
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b.endswith("-strict")])
+@few()
 @given(data=st.data())
 def test_strict_prefill_equals_single_steps_to_the_bit(backend: str, data: st.DataObject) -> None:
     """A strict build adds in one order, whatever the number of tokens in a call."""
-    model = data.draw(strategies.models(ops_of(backend)))
+    model = data.draw(strategies.models(engine_of(backend)))
     tokens = data.draw(strategies.token_ids(model.config))
     prefill = model.forward(tokens, 0, model.new_cache(len(tokens)))
     np.testing.assert_array_equal(prefill, step_by_step(model, tokens))
 
 
+@few()
 @given(data=st.data())
 def test_future_tokens_do_not_change_the_past(data: st.DataObject) -> None:
     """Logits at position t depend on tokens up to t only."""
@@ -92,9 +99,10 @@ def test_future_tokens_do_not_change_the_past(data: st.DataObject) -> None:
     assert (np.abs(logits[: t + 1] - value[: t + 1]) <= error[: t + 1]).all()
 
 
+@few()
 @given(data=st.data())
 def test_positions_already_used_cannot_leak_into_a_new_conversation(data: st.DataObject) -> None:
-    """A cache that was longer gives the same bits when the conversation starts over."""
+    """A used cache gives the same bits when the conversation starts again."""
     model = data.draw(strategies.models())
     tokens = data.draw(strategies.token_ids(model.config))
     cache = model.new_cache(model.config.seq_len)
@@ -102,17 +110,19 @@ def test_positions_already_used_cannot_leak_into_a_new_conversation(data: st.Dat
     np.testing.assert_array_equal(model.forward(tokens, 0, cache), first)
 
 
+@few()
 @given(data=st.data())
 def test_the_bound_is_small_beside_the_logits(data: st.DataObject) -> None:
-    """A bound that lets anything pass would prove nothing: it stays below a hundredth of them."""
+    """A bound that is too wide would prove nothing: it is below a hundredth of the logits."""
     model = data.draw(strategies.models())
     tokens = data.draw(strategies.token_ids(model.config))
     value, error = model_bound(model, tokens)
     assert (error <= 1e-2 * np.maximum(1, np.abs(value).max())).all()
 
 
+@few()
 @given(strategies.models(), st.integers(1, 24))
-def test_a_cache_takes_the_memory_that_it_asks_for(model: Llama2, positions: int) -> None:
+def test_a_cache_needs_the_memory_that_cache_nbytes_says(model: Llama2, positions: int) -> None:
     """Keys, values and tables; beyond those, at most three times the tables for temporaries."""
     cache = model.new_cache(positions)
     tables = cache.cos.nbytes + cache.sin.nbytes

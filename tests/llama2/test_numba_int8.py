@@ -1,4 +1,4 @@
-"""The Numba backend on int8 weights: exact where arithmetic is exact, bounded where it is not."""
+"""The Numba backend on int8 weights: equal bits where arithmetic is exact, bounds elsewhere."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from pyllm2 import backends
 from pyllm2.llama2 import ops as specification
 from pyllm2.llama2.model import Llama2
-from pyllm2.llama2.quantized import Quantized
-from pyllm2.testing import strategies
+from pyllm2.parameters import Quantized
+from pyllm2.testing.llama2 import strategies
+from pyllm2.testing.strategies import arrays, sizes
+from tests.support.profiles import few
 
 pytestmark = pytest.mark.skipif(
     backends.why_not("numba") is not None, reason=f"backend 'numba' {backends.why_not('numba')}"
@@ -37,7 +39,7 @@ def products(draw: Any) -> Products:
     group_size = draw(GROUP_SIZES)
     whole = draw(st.integers(0, 5)) * group_size
     C = max(1, whole + draw(st.sampled_from([0, 0, 1, group_size // 2])))
-    T, OC = draw(strategies.sizes(3)), draw(strategies.sizes(20))
+    T, OC = draw(sizes(3)), draw(sizes(20))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     x, w = (rng.integers(-127, 128, (n, C), np.int8) for n in (T, OC))
     x_scales = rng.lognormal(-4, 2, (T, C // group_size)).astype(np.float32)
@@ -46,7 +48,7 @@ def products(draw: Any) -> Products:
 
 
 def in_groups(a: np.ndarray, group_size: int) -> Quantized:
-    """A stack of matrices in int8; as from a file, something lies between two layers."""
+    """A stack of int8 matrices with other bytes between the layers, as in a file."""
     L, rows, cols = a.shape
     values, scales = specification.quantize(a.reshape(L, rows * cols), group_size)
     room = np.full((L, rows * cols + 4), 99, np.int8)
@@ -58,13 +60,13 @@ def in_groups(a: np.ndarray, group_size: int) -> Quantized:
 @st.composite
 def models(draw: Any) -> Llama2:
     """A random model with its matrices in int8, over the Numba ops."""
-    model, group_size = draw(strategies.models(backends.ops("numba"))), draw(GROUP_SIZES)
+    model, group_size = draw(strategies.models(backends.engine("numba"))), draw(GROUP_SIZES)
     w = model.weights
     last = w.token_embedding if w.classifier is None else w.classifier
     names = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
     stacks = {name: in_groups(getattr(w, name), group_size) for name in names}
     stacks["classifier"] = in_groups(last[None], group_size)[0]
-    return Llama2(model.config, dataclasses.replace(w, **stacks), model.ops)
+    return Llama2(model.config, dataclasses.replace(w, **stacks), model.engine)
 
 
 # ---- the ops --------------------------------------------------------------------------------
@@ -72,7 +74,7 @@ def models(draw: Any) -> Llama2:
 
 @pytest.mark.parametrize("backend", BUILDS)
 def test_the_quantiser_gives_the_originals_bits(backend: str, golden: Path) -> None:
-    """Values, scales, and what they expand to, as `runq.c` computed them."""
+    """Values, scales and their expansion, as recorded from runq.c."""
     ops, facts = backends.ops(backend), np.load(golden / "ops.npz")
     for i in range(5):
         x, group_size = facts[f"quant{i}_x"], int(facts[f"quant{i}_gs"])
@@ -87,7 +89,7 @@ def test_the_quantiser_gives_the_originals_bits(backend: str, golden: Path) -> N
 @pytest.mark.parametrize("backend", BUILDS)
 @pytest.mark.parametrize("case", ["0", "1", "2", "3", "_ragged"])
 def test_the_product_gives_the_originals_bits(backend: str, case: str, golden: Path) -> None:
-    """Both builds, a file whose groups straddle rows included."""
+    """Both builds, also where groups straddle rows."""
     ops, facts = backends.ops(backend), np.load(golden / "ops.npz")
     x, w, group_size = (facts[f"qmatmul{case}_{name}"] for name in ("x", "w", "gs"))
     x_values, x_scales = ops.quantize(x[None], int(group_size))
@@ -97,15 +99,15 @@ def test_the_product_gives_the_originals_bits(backend: str, case: str, golden: P
 
 
 def quantisers() -> dict[str, Any]:
-    from pyllm2.llama2 import step_numba
+    from pyllm2.fast.llama2 import decode
 
     ops = {backend: backends.ops(backend).quantize for backend in BUILDS}
-    return {**ops, "vectors": step_numba.kernel("prompt_quantize")}
+    return {**ops, "vectors": decode.prompt_quantize}
 
 
 @pytest.mark.parametrize("which", [*BUILDS, "vectors"])
 @given(
-    x=st.tuples(strategies.sizes(4), strategies.sizes(150)).flatmap(strategies.arrays),
+    x=st.tuples(sizes(4), sizes(150)).flatmap(arrays),
     group_size=GROUP_SIZES,
 )
 @example(np.float32([[127, 0.5, -0.5, 1.5, -2.5, 0.49999997, 126.5, 0]]), 8)  # ties, and one not
@@ -115,7 +117,7 @@ def quantisers() -> dict[str, Any]:
 def test_every_quantiser_gives_the_specifications_bits(
     which: str, x: np.ndarray, group_size: int
 ) -> None:
-    """Loops and vectors, any group size, ragged ends."""
+    """Scalar and vector kernels agree for any group size, also with ragged ends."""
     expected = specification.quantize(x, group_size)
     for found, wanted in zip(quantisers()[which](x, group_size), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
@@ -127,7 +129,7 @@ def test_every_quantiser_gives_the_specifications_bits(
 def test_products_and_expansions_give_the_specifications_bits(
     backend: str, arguments: Products
 ) -> None:
-    """Integer sums are exact and the float ones keep their order, so nothing may differ."""
+    """Integer sums are exact and float sums keep their order, so every bit is equal."""
     ops, (_, _, w, w_scales, group_size) = backends.ops(backend), arguments
     np.testing.assert_array_equal(ops.matmul_q8(*arguments), specification.matmul_q8(*arguments))
     np.testing.assert_array_equal(
@@ -146,10 +148,10 @@ def test_vector_products_are_the_specifications_but_for_the_order_of_sums(
 
     Other group sizes than 32 and multiples of 64 are summed in order: not a bit differs.
     """
-    from pyllm2.llama2 import step_numba
+    from pyllm2.fast.llama2 import decode
 
     x, x_scales, w, w_scales, group_size = arguments
-    found = step_numba.kernel("prompt_matmul_q8")(*arguments)
+    found = decode.prompt_matmul_q8(*arguments)
     value = specification.matmul_q8(*arguments)
     if group_size in (4, 8, 16, 32) or group_size % 64 == 0:
         x64, w64 = np.abs(x.astype(int)), np.abs(w.astype(int))
@@ -165,7 +167,7 @@ def row_product(group: int, vnni: bool) -> Any:
     """Rows 0 … 3 of w times x, by the vectors of one kind; alone and four at a time."""
     from numba import njit
 
-    from pyllm2.llama2.vectors_q8_numba import dots
+    from pyllm2.fast.vectors_q8 import dots
 
     four, one = dots(group, vnni)
 
@@ -186,14 +188,14 @@ def row_product(group: int, vnni: bool) -> Any:
 
 
 def kinds() -> list[bool]:
-    from pyllm2.llama2.vectors_q8_numba import has_vnni
+    from pyllm2.fast.vectors_q8 import has_vnni
 
     return [False, True] if has_vnni() else [False]
 
 
 @pytest.mark.parametrize("group", [4, 8, 16, 32, 64])
-def test_both_kinds_of_vectors_multiply_exactly_and_alike(group: int) -> None:
-    """With scales of one every sum is an exact integer; with others the two kinds agree in bits."""
+def test_both_kinds_of_vectors_give_exact_and_equal_products(group: int) -> None:
+    """With scales of 1 every sum is an exact integer; with others both kinds give the same bits."""
     rng = np.random.default_rng(1)
     runs = [row_product(group, vnni) for vnni in kinds()]
     larger = [(128, 2), (192, 1)] if group == 64 else []
@@ -219,15 +221,15 @@ WITHOUT_VNNI = [
     {"NUMBA_CPU_NAME": "generic"},
     {"NUMBA_ENABLE_AVX": "0"},
 ]
-ASK = "from pyllm2.llama2.vectors_q8_numba import has_vnni; print(has_vnni())"
+ASK = "from pyllm2.fast.vectors_q8 import has_vnni; print(has_vnni())"
 MULTIPLY = """
 import numpy as np
-from pyllm2.llama2.step_numba import kernel
+from pyllm2.fast.llama2.decode import prompt_matmul_q8
 rng = np.random.default_rng(0)
 x, w = (rng.integers(-127, 128, (n, 192), np.int8) for n in (2, 9))
 for size in (4, 8, 16, 32, 64):
     scales = np.ones((9, 192 // size), np.float32)
-    print(kernel("prompt_matmul_q8")(x, scales[:2], w, scales.ravel(), size).tolist())
+    print(prompt_matmul_q8(x, scales[:2], w, scales.ravel(), size).tolist())
 """
 
 
@@ -240,12 +242,12 @@ def output(code: str, **environment: str) -> str:
 
 @pytest.mark.parametrize("environment", WITHOUT_VNNI, ids=lambda e: next(iter(e)))
 def test_a_processor_without_vnni_is_not_given_it(environment: dict[str, str]) -> None:
-    """Whatever the machine has: an instruction that Numba may not use would end the process."""
+    """A VNNI instruction that Numba was told not to use would end the process."""
     assert output(ASK, **environment) == "False\n"
 
 
 def test_products_are_the_same_where_vnni_is_forbidden(tmp_path: Path) -> None:
-    """Compiled for AVX2 alone, the integers come out the same."""
+    """Compiled for AVX2 only, the products are the same."""
     found = output(MULTIPLY, **WITHOUT_VNNI[0], NUMBA_CACHE_DIR=str(tmp_path))
     assert found == output(MULTIPLY)
 
@@ -254,10 +256,10 @@ def test_products_are_the_same_where_vnni_is_forbidden(tmp_path: Path) -> None:
 
 
 class Watched:
-    """Ops that note how near an activation came to the border between two int8 values.
+    """Ops that record the smallest distance of an activation from the border of two int8 values.
 
-    Rounding before the border is at most some 1e-5 of the largest activation; nearer than that
-    either neighbour is right, and one int8 more or less moves the logits visibly.
+    Rounding errors before quantisation are at most about 1e-5 of the largest activation; closer to
+    a border either neighbour is correct, and a difference of one int8 moves the logits visibly.
     """
 
     def __init__(self, ops: Any) -> None:
@@ -271,29 +273,30 @@ class Watched:
         whole = scales.shape[1] * group_size
         sizes, each = np.abs(x[:, :whole]), np.repeat(scales, group_size, axis=1)
         quotients = sizes[each > 0] / each[each > 0]
-        # The largest of a group is 127 whatever happens before.
+        # The largest of a group is always 127.
         fractions = np.abs(quotients[quotients < 126.9] % 1 - 0.5)
         self.nearest = min(self.nearest, fractions.min(initial=0.5))
         return values, scales
 
 
+@few()
 @given(data=st.data())
 def test_the_step_equals_the_composition_of_ops(data: st.DataObject) -> None:
-    """Prompt and step kernels against plain ops: alike where no activation is near a border.
+    """Prompt and decode kernels agree with plain ops unless an activation is near a border.
 
     Measured over 100 models: 5e-7 of the largest logit. Near a border an int8 may differ by one,
-    and the logits then by some hundredths.
+    and the logits then by some hundredths of that.
     """
     model = data.draw(models())
     tokens = data.draw(strategies.token_ids(model.config, most=3))
     cut = data.draw(st.integers(0, len(tokens) - 1))
     watched = Watched(backends.ops("numba-strict"))
-    composed = Llama2(model.config, model.weights, watched)
+    composed = model.with_ops(watched)
     expected = composed.forward(tokens, 0, composed.new_cache(len(tokens)))
     cache = model.new_cache(len(tokens))
-    found = [model.ops.forward(model, tokens[:cut], 0, cache)] if cut else []
+    found = [model.forward(tokens[:cut], 0, cache)] if cut else []
     for t in range(cut, len(tokens)):
-        found.append(model.ops.forward(model, tokens[t : t + 1], t, cache))
+        found.append(model.forward(tokens[t : t + 1], t, cache))
     far = watched.nearest > 1e-3
     event(f"an activation near a border: {not far}")
     size = max(1.0, float(np.abs(expected).max()))
@@ -301,10 +304,11 @@ def test_the_step_equals_the_composition_of_ops(data: st.DataObject) -> None:
     assert distance <= (1e-5 if far else 0.25)
 
 
+@few()
 @given(data=st.data())
 def test_the_bits_do_not_depend_on_the_number_of_threads(data: st.DataObject) -> None:
-    """Rows are shared out, and each thread quantises the same activations."""
-    from pyllm2.llama2.engine_numba import Step
+    """Threads share rows, and each quantises the same activations."""
+    from pyllm2.fast.llama2.engine import Step
 
     model = data.draw(models())
     tokens = data.draw(strategies.token_ids(model.config, most=4))
@@ -317,11 +321,11 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(data: st.DataObject) ->
 
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_product_of_more_than_one_row_block_is_whole(seed: int) -> None:
-    """Every row of every block is written, once, for every token."""
-    from pyllm2.llama2 import step_numba
+    """Every row of every block is written, for every token."""
+    from pyllm2.fast.llama2 import decode
 
     rng = np.random.default_rng(seed)
-    x, w = (rng.integers(-127, 128, (n, 64), np.int8) for n in (3, 2 * step_numba.ROWS + 5))
+    x, w = (rng.integers(-127, 128, (n, 64), np.int8) for n in (3, 2 * decode.ROWS + 5))
     ones = np.ones((len(w), 1), np.float32)
-    found = step_numba.kernel("prompt_matmul_q8")(x, ones[:3], w, ones.ravel(), 64)
+    found = decode.prompt_matmul_q8(x, ones[:3], w, ones.ravel(), 64)
     np.testing.assert_array_equal(found, x.astype(np.float32) @ w.T.astype(np.float32))

@@ -1,4 +1,4 @@
-"""Every op on every backend: inside its bound, and obeying its laws."""
+"""Every Llama-2 op on every backend: inside its bound, and obeying its laws."""
 
 from __future__ import annotations
 
@@ -10,34 +10,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyllm2.llama2 import ops as specification
-from pyllm2.testing import OPS, assert_close, bounds, check_op, strategies
-from tests.arrays import with_gaps
-from tests.tested import BACKENDS, ops_of
+from pyllm2.testing import assert_all_close, bounds
+from pyllm2.testing.llama2 import strategies
+from pyllm2.testing.llama2.table import OPS
+from pyllm2.testing.op import hold
+from tests.support.arrays import with_gaps
+from tests.support.profiles import few
+from tests.support.tested import BACKENDS, functions_of, ops_of
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", OPS)
-def test_op_stays_inside_its_bound_and_obeys_its_laws(name: str, backend: str) -> None:
-    """Against a float64 evaluation, with a bound derived from the drawn data."""
-    check_op(name, getattr(ops_of(backend), name))
+def test_op_stays_inside_its_bound_and_obeys_its_laws(name: str) -> None:
+    """All backends on the same inputs, against a float64 evaluation of each."""
+    hold(OPS[name], functions_of(name))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", [name for name in OPS if name != "rope_tables"])
+@pytest.mark.parametrize("name", OPS)
+@few(5)  # every example has every array in an odd layout
 @given(data=st.data())
-def test_the_layout_of_an_array_does_not_matter(
-    name: str, backend: str, data: st.DataObject
-) -> None:
-    """What is handed to C as a pointer must be made contiguous first."""
+def test_the_layout_of_an_array_does_not_matter(name: str, data: Any) -> None:
+    """An array is made contiguous before C gets a pointer to it."""
     inputs = data.draw(OPS[name].inputs)
-    found = getattr(ops_of(backend), name)(*map(with_gaps, inputs))
-    assert_close(found, OPS[name].bound(*inputs), name)
+    bounded = OPS[name].bound(*inputs)
+    for label, function in functions_of(name).items():
+        assert_all_close(function(*map(with_gaps, inputs)), bounded, label)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("hs", [2, 6, 8, 48, 64, 128])
 def test_rope_angles_are_rounded_to_float32(backend: str, hs: int) -> None:
-    """Power, frequency and product: far out that moves a cosine by more than all else together."""
+    """Power, frequency and product: at far positions these roundings outweigh all others."""
     h_over_hs = np.arange(0, hs, 2, dtype=np.float32) / np.float32(hs)
     power = (10000.0 ** h_over_hs.astype(np.float64)).astype(np.float32)
     angle = np.arange(4000, dtype=np.float32)[:, None] * (np.float32(1) / power)
@@ -54,3 +56,8 @@ def test_a_strict_matmul_is_the_naive_one_to_the_bit(backend: str, inputs: Any) 
     found = ops_of(backend).matmul(*inputs)
     expected = specification._matmul_naive(*inputs)
     np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+
+
+def test_the_naive_matmul_is_a_matmul() -> None:
+    """The strict backends' model lies within the bound itself."""
+    hold(OPS["matmul"], {"naive": specification._matmul_naive})

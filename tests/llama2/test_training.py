@@ -1,4 +1,4 @@
-"""Llama-2 in training, both directions: every backend is where float64 says it should be."""
+"""Training of Llama-2: losses and gradients of every backend are within their float64 bounds."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pyllm2.llama2 import family
 from pyllm2.llama2.config import Llama2Config
-from pyllm2.llama2.training import MATRICES, TrainableLlama2, shapes
-from pyllm2.testing import assert_close, gradcheck, llama2_training_bound, model_bound
-from pyllm2.testing import llama2_training_strategies as strategies
+from pyllm2.llama2.training import MATRICES, TrainableLlama2
+from pyllm2.parameters import Parameters
+from pyllm2.testing import assert_close, gradcheck, model_bound, training_bound
 from pyllm2.testing.bounds import Bounded
-from pyllm2.testing.gpt2_model_bound import added
-from pyllm2.training.parameters import Parameters
-from tests.tested import BACKENDS, ops_of
+from pyllm2.testing.llama2 import strategies
+from pyllm2.testing.model_bound import added
+from pyllm2.testing.strategies import ids
+from tests.support.profiles import few
+from tests.support.tested import BACKENDS, engine_of
 
 
 def assert_gradient(found: Parameters, bounded: dict[str, Bounded]) -> None:
-    """Every tensor within its bound."""
+    """Check that every tensor is within its bound."""
     for name, expected in bounded.items():
         assert_close(found[name], expected, f"gradient of {name}")
 
@@ -30,29 +32,27 @@ def drawn(
     data: st.DataObject, backend: str, dropout: float = 0.0
 ) -> tuple[TrainableLlama2, Any, Any]:
     """A model on a backend, tokens and targets."""
-    model = data.draw(strategies.trainable_models(ops_of(backend), dropout))
+    model = data.draw(strategies.trainable_models(engine_of(backend), dropout))
     return model, *data.draw(strategies.batches(model.config))
 
 
 def gradient_of(model: TrainableLlama2, tokens: Any, targets: Any, dloss: float = 1.0) -> Any:
-    """Losses and gradient as a trainer asks for them, from a buffer that held something else."""
+    """Losses and gradient, in a buffer that held other numbers."""
     gradient = model.params.zeros_like()
     gradient.flat[...] = 7  # not a gradient yet
     return model.add_gradient(tokens, targets, dloss, gradient, fresh=True), gradient
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@few()
 @given(data=st.data())
 def test_losses_logits_and_gradients_lie_within_the_bound(
     backend: str, data: st.DataObject
 ) -> None:
-    """Of the ops put together one by one, and of what a rival may have in one piece.
-
-    The second is what a trainer asks for: `losses` and `add_gradient`.
-    """
+    """Those of the composition of ops, and those of the whole passes that a trainer calls."""
     model, tokens, targets = drawn(data, backend)
     dloss = data.draw(st.sampled_from([1.0, 1 / tokens.size]))
-    bound = llama2_training_bound(model, tokens, targets, dloss)
+    bound = training_bound(model, tokens, targets, dloss)
     acts = model.forward(tokens, targets)
     assert_close(acts.logits, bound.logits, "logits")
     composed = model.backward(acts, np.full_like(acts.losses, dloss))
@@ -69,15 +69,15 @@ def test_losses_logits_and_gradients_lie_within_the_bound(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=8)
+@few(8)
 @given(data=st.data())
 def test_micro_batches_add_up(backend: str, data: st.DataObject) -> None:
-    """Rows one after the other, or all at once."""
+    """Two micro-batches give the gradient of one batch of all their rows."""
     model, tokens, targets = drawn(data, backend)
-    others = data.draw(strategies.ids(tokens.shape, model.config.vocab_size))
+    others = data.draw(ids(tokens.shape, model.config.vocab_size))
     bounded = added(
-        llama2_training_bound(model, tokens, targets, 0.5),
-        llama2_training_bound(model, others, targets, 0.5),
+        training_bound(model, tokens, targets, 0.5),
+        training_bound(model, others, targets, 0.5),
     )
     _, gradient = gradient_of(model, tokens, targets, 0.5)
     model.add_gradient(others, targets, 0.5, gradient, fresh=False)
@@ -87,10 +87,10 @@ def test_micro_batches_add_up(backend: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=8)
+@few(8)
 @given(data=st.data())
-def test_what_is_not_asked_about_teaches_nothing(backend: str, data: st.DataObject) -> None:
-    """Targets of -1: a loss of exactly 0; a batch of nothing else has a gradient of exactly 0."""
+def test_targets_of_minus_1_have_no_loss_and_no_gradient(backend: str, data: st.DataObject) -> None:
+    """A target of -1 has loss 0; a batch of nothing else has gradient 0."""
     model, tokens, targets = drawn(data, backend)
     losses = gradient_of(model, tokens, targets)[0]
     assert not losses[targets == -1].any()
@@ -98,11 +98,11 @@ def test_what_is_not_asked_about_teaches_nothing(backend: str, data: st.DataObje
     assert not losses.any()
     assert not gradient.flat.any()
     silent = np.concatenate([tokens, tokens]), np.concatenate([targets, np.full_like(targets, -1)])
-    bound = llama2_training_bound(model, tokens, targets)
+    bound = training_bound(model, tokens, targets)
     assert_gradient(gradient_of(model, *silent)[1], bound.gradient)
 
 
-@settings(max_examples=10)
+@few(10)
 @given(data=st.data())
 def test_later_tokens_do_not_change_earlier_losses(data: st.DataObject) -> None:
     """The loss at t depends on tokens up to t and the target at t."""
@@ -110,18 +110,18 @@ def test_later_tokens_do_not_change_earlier_losses(data: st.DataObject) -> None:
     B, T = tokens.shape
     t = data.draw(st.integers(0, T - 1))
     other = np.where(np.arange(T) > t, 0, tokens)
-    value, error = (a.reshape(B, T) for a in llama2_training_bound(model, tokens, targets).losses)
+    value, error = (a.reshape(B, T) for a in training_bound(model, tokens, targets).losses)
     found = model.losses(other, targets)[:, : t + 1]
     assert (np.abs(found - value[:, : t + 1]) <= error[:, : t + 1]).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=10)
+@few(10)
 @given(data=st.data())
-def test_what_was_trained_is_what_is_played(backend: str, data: st.DataObject) -> None:
-    """Logits of whole sequences in training are those of the decoder, fed the same tokens."""
+def test_training_and_decoding_give_the_same_logits(backend: str, data: st.DataObject) -> None:
+    """Logits of whole sequences in training equal those of the decoder."""
     model, tokens, targets = drawn(data, backend)
-    bound = llama2_training_bound(model, tokens, targets).logits
+    bound = training_bound(model, tokens, targets).logits
     assert_close(model.forward(tokens, targets).logits, bound, "logits")
     decoder = family.decoder(model)
     T = tokens.shape[1]
@@ -134,16 +134,16 @@ def test_what_was_trained_is_what_is_played(backend: str, data: st.DataObject) -
 
 
 def test_matrices_decay_and_norms_do_not() -> None:
-    """llama2.c: whatever has two dimensions in a layer, and the table."""
-    assert set(MATRICES) == {name for name in shapes(TOY) if not name.endswith("norm")}
+    """As in llama2.c: matrices of layers, and the embedding table."""
+    assert set(MATRICES) == {name for name in TOY.shapes() if not name.endswith("norm")}
 
 
-@settings(max_examples=10)
+@few(10)
 @given(data=st.data())
 def test_the_bound_is_small_beside_the_gradient(data: st.DataObject) -> None:
-    """A bound that lets anything pass would prove nothing."""
+    """A bound that is too wide would prove nothing."""
     model, tokens, targets = drawn(data, "numpy")
-    bound = llama2_training_bound(model, tokens, targets)
+    bound = training_bound(model, tokens, targets)
     largest = max(np.abs(value).max() for value, _ in bound.gradient.values())
     for _, error in (bound.logits, bound.losses, *bound.gradient.values()):
         assert (error <= 1e-2 * max(1, largest)).all()
@@ -156,7 +156,7 @@ TOY = Llama2Config(8, 12, 2, 4, 2, 13, 6)
 
 def toy(dropout: float, seed: int = 3) -> TrainableLlama2:
     return TrainableLlama2(
-        TOY, strategies.random_parameters(TOY, 1), ops_of("numpy"), dropout, seed
+        TOY, strategies.random_parameters(TOY, 1), engine_of("numpy"), dropout, seed
     )
 
 
@@ -165,37 +165,37 @@ def toy_batch() -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=8)
+@few(8)
 @given(data=st.data())
-def test_every_backend_drops_the_same(backend: str, data: st.DataObject) -> None:
-    """Losses and gradient lie where float64 has them with the masks that it drew."""
+def test_dropout_masks_are_the_same_on_every_backend(backend: str, data: st.DataObject) -> None:
+    """Losses and gradient are within the bounds of float64 with the same masks."""
     model, tokens, targets = drawn(data, backend, dropout=data.draw(st.sampled_from([0.1, 0.5])))
-    bound = llama2_training_bound(model, tokens, targets)
+    bound = training_bound(model, tokens, targets)
     losses, gradient = gradient_of(model, tokens, targets)
     assert_close(losses.reshape(-1), bound.losses, "losses")
     assert_gradient(gradient, bound.gradient)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_is_dropped_when_it_counts(backend: str) -> None:
-    """Validation and decoding are those of the same model without dropout, to the bit."""
+def test_validation_has_no_dropout(backend: str) -> None:
+    """Losses for validation equal those of the same model without dropout, to the bit."""
     tokens, targets = toy_batch()
-    ops = ops_of(backend)
+    engine = engine_of(backend)
     params = strategies.random_parameters(TOY, 1)
-    dropping, whole = (TrainableLlama2(TOY, params, ops, p) for p in (0.5, 0.0))
+    dropping, whole = (TrainableLlama2(TOY, params, engine, p) for p in (0.5, 0.0))
     found, expected = (model.losses(tokens, targets) for model in (dropping, whole))
     np.testing.assert_array_equal(found, expected)
     assert (gradient_of(dropping, tokens, targets)[0] != expected).any()
 
 
 def test_masks_depend_on_seed_update_and_micro_batch() -> None:
-    """And on nothing else: what went before does not matter, so a resumed run draws the same."""
+    """They depend on nothing else, so a resumed run draws the same masks."""
     batch = toy_batch()
 
     def losses(seed: int, update: int, micro_batch: int) -> Any:
         model = toy(0.3, seed)
         gradient = model.params.zeros_like()
-        for before in range(5):  # of another life
+        for before in range(5):  # an earlier run
             model.add_gradient(*batch, 1.0, gradient, fresh=before == 0)
         model.begin_update(update)
         for n in range(micro_batch + 1):
@@ -208,10 +208,10 @@ def test_masks_depend_on_seed_update_and_micro_batch() -> None:
     assert [losses(*place) for place in places] == found
 
 
-def test_what_is_kept_makes_up_for_what_is_not() -> None:
-    """A share p of zeros, the rest 1 / (1 - p); no two of the places have the same mask.
+def test_dropout_masks_keep_the_mean() -> None:
+    """A share p of a mask is 0, the rest 1 / (1 - p); masks of different places differ.
 
-    The share of n coins is known to √(p·(1-p)/n); eight times that is certain.
+    The standard deviation of the share is √(p·(1-p)/n); eight times that is allowed.
     """
     p, N, C = 0.3, 400, 50
     model = toy(p)
@@ -227,7 +227,7 @@ def test_what_is_kept_makes_up_for_what_is_not() -> None:
 
 
 def test_the_gradient_with_dropout_is_the_derivative_of_the_loss() -> None:
-    """In float64: what was dropped on the way there, and only that, is dropped on the way back."""
+    """In float64: forward and backward use the same masks."""
     (tokens, targets), random = toy_batch(), np.random.default_rng(4)
     model = toy(0.3)
     wide: Any = model.params.flat.astype(np.float64)
@@ -247,7 +247,7 @@ def test_the_gradient_with_dropout_is_the_derivative_of_the_loss() -> None:
 
 
 def test_dropout_is_where_llama2_c_has_it() -> None:
-    """On the embedding, on the weights, on what attention and network add: all else is whole."""
+    """On the embedding, the attention weights and the results of both blocks, nowhere else."""
     tokens, targets = toy_batch()
     acts = toy(0.4).forward(tokens, targets, training=True)
     N, C, (B, T) = tokens.size, TOY.dim, tokens.shape

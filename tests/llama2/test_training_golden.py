@@ -13,15 +13,15 @@ from pyllm2 import backends
 from pyllm2.llama2 import family
 from pyllm2.llama2.config import Llama2Config
 from pyllm2.llama2.initial import hidden_dim
-from pyllm2.llama2.training import MATRICES, TrainableLlama2, shapes
-from pyllm2.testing import assert_close, llama2_training_bound
+from pyllm2.llama2.training import MATRICES, TrainableLlama2
+from pyllm2.parameters import Parameters
+from pyllm2.testing import assert_close, training_bound
 from pyllm2.testing.bounds import U
-from pyllm2.training.parameters import Parameters
 from pyllm2.training.schedule import learning_rate
 from pyllm2.training.trainer import clipping, decay_pieces
-from tests.tested import BACKENDS, ops_of
+from tests.support.tested import BACKENDS, engine_of
 
-# What the recording calls the arrays, {} a layer.
+# Names of the arrays in the recording; {} is the layer.
 NAMES = {
     "token_embedding": "tok_embeddings.weight",
     "attention_norm": "layers.{}.attention_norm.weight",
@@ -35,24 +35,23 @@ NAMES = {
     "w3": "layers.{}.feed_forward.w3.weight",
     "final_norm": "norm.weight",
 }
-RELATIVE = 2e-5  # the recording's own advice; of the largest of an array
+RELATIVE = 2e-5  # of the largest number of an array, as the recording advises
 
 
 class Run:
-    """The recorded run: its settings, and its arrays under our names."""
+    """The recorded run: its settings, and its arrays by our names."""
 
     def __init__(self, golden: Path) -> None:
         self.log: dict[str, Any] = json.loads((golden / "train.json").read_text())["train_tiny"]
         self.arrays = np.load(golden / "train_tiny.npz")
         c = self.log["config"]
-        self.config = Llama2Config(
-            c["dim"], hidden_dim(c["dim"], c["multiple_of"]), c["n_layers"], c["n_heads"],
-            c["n_kv_heads"], c["vocab_size"], c["max_seq_len"],
-        )  # fmt: skip
+        F = hidden_dim(c["dim"], c["multiple_of"])
+        names = "n_layers n_heads n_kv_heads vocab_size max_seq_len".split()
+        self.config = Llama2Config(c["dim"], F, *(c[name] for name in names))
 
     def parameters(self, which: str) -> Parameters:
-        """p0, g0, p1 or p4."""
-        params = Parameters(shapes(self.config))
+        """The arrays of p0, g0, p1 or p4."""
+        params = Parameters(self.config.shapes())
         for name, array in params.items():
             recorded = NAMES[name]
             if "{}" in recorded:
@@ -77,12 +76,12 @@ def assert_near(found: Any, recorded: Any, what: str) -> None:
 
 
 def test_the_recording_lies_where_float64_says(run: Run) -> None:
-    """Logits and gradients of PyTorch, which is one more float32 backend, within our bound."""
-    model = TrainableLlama2(run.config, run.parameters("p0"), ops_of("numpy"))
+    """Logits and gradients of PyTorch are within our bound for float32 backends."""
+    model = TrainableLlama2(run.config, run.parameters("p0"), engine_of("numpy"))
     tokens, targets = run.batch(0)
     asked = int((targets != -1).sum())
     assert asked < targets.size
-    bound = llama2_training_bound(model, tokens, targets, 1 / asked)
+    bound = training_bound(model, tokens, targets, 1 / asked)
     assert_close(run.arrays["logits0"].reshape(bound.logits.value.shape), bound.logits, "logits")
     for name, recorded in run.parameters("g0").items():
         assert_close(recorded, bound.gradient[name], name)
@@ -90,8 +89,8 @@ def test_the_recording_lies_where_float64_says(run: Run) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_recorded_run(backend: str, run: Run) -> None:
-    """Four updates: losses, norms, the first gradient, parameters after one and after all."""
-    model = TrainableLlama2(run.config, run.parameters("p0"), ops_of(backend))
+    """Four updates: losses, norms, first gradient, parameters after the first and the last."""
+    model = TrainableLlama2(run.config, run.parameters("p0"), engine_of(backend))
     optimizer = backends.ops(backend, package="training")
     params, log = model.params, run.log
     grads, m, v = (params.zeros_like() for _ in range(3))
@@ -107,12 +106,10 @@ def test_a_recorded_run(backend: str, run: Run) -> None:
             for name, recorded in run.parameters("g0").items():
                 assert_near(grads[name], recorded, name)
         for piece, decays in pieces:
-            optimizer.adamw_update(
-                params.flat[piece], grads.flat[piece], m.flat[piece], v.flat[piece],
-                step + 1, log["learning_rates"][step], log["beta1"], log["beta2"],
-                log["adam_eps"], log["weight_decay"] if decays else 0.0,
-                clipping(norm, log["grad_clip"]),
-            )  # fmt: skip
+            arrays = (a.flat[piece] for a in (params, grads, m, v))
+            rate, decay = log["learning_rates"][step], log["weight_decay"] if decays else 0.0
+            numbers = rate, log["beta1"], log["beta2"], log["adam_eps"], decay
+            optimizer.adamw_update(*arrays, step + 1, *numbers, clipping(norm, log["grad_clip"]))
         if step == 0:
             for name, recorded in run.parameters("p1").items():
                 assert_near(params[name], recorded, name)
@@ -121,9 +118,9 @@ def test_a_recorded_run(backend: str, run: Run) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_the_recorded_run_learned_is_played(backend: str, run: Run) -> None:
-    """The logits that PyTorch gave for the last position, from our decoder."""
-    model = TrainableLlama2(run.config, run.parameters("p4"), ops_of(backend))
+def test_the_decoder_gives_the_recorded_logits(backend: str, run: Run) -> None:
+    """Our decoder gives PyTorch's logits for the last position."""
+    model = TrainableLlama2(run.config, run.parameters("p4"), engine_of(backend))
     decoder = family.decoder(model)
     for row, recorded in zip(
         run.batch(0)[0], run.arrays["logits_last_position_inference"], strict=True
@@ -133,11 +130,11 @@ def test_what_the_recorded_run_learned_is_played(backend: str, run: Run) -> None
 
 
 def test_the_recorded_learning_rates(golden: Path) -> None:
-    """llama2.c computes in double: ours is off by few roundings of float32.
+    """llama2.c computes in double: ours differs by a few roundings to float32.
 
-    Progress, angle, cosine, sum, product: the angle, up to π, carries two of them and moves half
-    a cosine by π/2 · 3u at most; the others are of numbers up to 1. (After the last step there is
-    no more rate here, where llama2.c goes on with the lowest.)
+    Progress, angle, cosine, sum and product are rounded. The angle, up to π, has two roundings
+    and moves half a cosine by at most π/2 · 3u; the other numbers are at most 1. (Steps after the
+    last are left out: llama2.c continues with the lowest rate, this schedule ends.)
     """
     recorded = json.loads((golden / "train.json").read_text())["lr_schedule"]
     peak, warmup, steps = (

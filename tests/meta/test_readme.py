@@ -1,4 +1,4 @@
-"""What the README shows is true."""
+"""The examples and commands of README.md work."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-def test_the_example_of_a_users_own_kernel_passes() -> None:
-    """The five lines, run as they stand."""
+def test_the_example_of_an_own_kernel_passes() -> None:
+    """The README's rmsnorm passes `check_op`."""
     (code,) = [block for block in blocks("python") if "check_op" in block]
     namespace: dict[str, object] = {}
     exec(code, namespace)
@@ -27,7 +27,7 @@ def test_the_example_of_a_users_own_kernel_passes() -> None:
 
 
 def test_the_same_example_fails_for_a_wrong_kernel() -> None:
-    """The epsilon left out: the property must notice."""
+    """Without the epsilon, `check_op` fails."""
     (code,) = [block for block in blocks("python") if "check_op" in block]
     wrong = code.replace(" + np.float32(1e-5)", "")
     assert wrong != code
@@ -37,10 +37,8 @@ def test_the_same_example_fails_for_a_wrong_kernel() -> None:
         namespace["test_my_rmsnorm"]()  # type: ignore[operator]
 
 
-def test_the_example_of_the_python_surface_runs(
-    golden: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the files that it names in the current folder."""
+def test_the_python_example_runs(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example runs in a folder with the files that it names."""
     (code,) = [block for block in blocks("python") if "pyllm2.load" in block]
     monkeypatch.chdir(golden)
     output = io.StringIO()
@@ -49,8 +47,8 @@ def test_the_example_of_the_python_surface_runs(
     assert output.getvalue().count("\n") > 10
 
 
-def test_its_first_two_commands_are_what_ci_runs() -> None:
-    """One makes a story, the other runs the tests; each sets itself up."""
+def test_the_first_two_commands_generate_text_and_run_the_tests() -> None:
+    """Both commands create their own environment, so each can be pasted alone."""
     first, second = blocks("sh")[:2]
     for command in (first, second):
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install")
@@ -60,7 +58,7 @@ def test_its_first_two_commands_are_what_ci_runs() -> None:
 
 @pytest.mark.parametrize("command", ["run", "generate", "chat", "tokenize", "train"])
 def test_every_command_is_in_the_readme(command: str) -> None:
-    """And the other way round: what the README names exists."""
+    """Every command is named in the README and exists."""
     assert f"`pyllm2 {command}" in README
     if command != "run":
         with contextlib.redirect_stdout(io.StringIO()):

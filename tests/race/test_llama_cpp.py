@@ -1,4 +1,4 @@
-"""`tools/race_llama_cpp.py`: that both engines play the same model, not how fast either is."""
+"""`tools/race_llama_cpp.py`: both engines compute the same model. No time is measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pyllm2.llama2.config import Llama2Config
-from pyllm2.llama2.random_model import SHAPES
+from pyllm2.llama2.initial import SHAPES
 
 WHY = "needs the rival: pip install 'pyllm2[numba,race]'"
 for module in ("numba", "gguf", "llama_cpp"):
@@ -18,7 +18,7 @@ for module in ("numba", "gguf", "llama_cpp"):
 
 
 def _load() -> Any:
-    """tools/ is no package: the module is loaded from its file."""
+    """Import tools/race_llama_cpp.py from its path: tools/ is not a package."""
     path = Path(__file__).parents[2] / "tools" / "race_llama_cpp.py"
     spec = importlib.util.spec_from_file_location("race_llama_cpp", path)
     assert spec is not None
@@ -33,7 +33,7 @@ race = _load()
 
 @pytest.fixture
 def correlation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
-    """Of the logits of both, for a tiny model with grouped heads."""
+    """Correlation of both engines' logits, for a tiny model with grouped heads."""
     monkeypatch.setitem(SHAPES, "tiny", Llama2Config(64, 160, 2, 4, 2, 288, 256))
 
     def measured() -> float:
@@ -44,14 +44,14 @@ def correlation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[],
     return measured
 
 
-def test_both_engines_play_the_same_model(correlation: Callable[[], float]) -> None:
-    """Their logits differ by rounding to int8 only."""
+def test_both_engines_compute_the_same_model(correlation: Callable[[], float]) -> None:
+    """The logits of both engines differ by rounding to int8 only."""
     assert correlation() >= race.LEAST_CORRELATION
 
 
-def test_another_model_is_noticed(
+def test_a_different_model_is_detected(
     correlation: Callable[[], float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gate and up swapped in the rival's file."""
+    """The correlation is too low if gate and up are swapped in llama.cpp's file."""
     monkeypatch.setattr(race, "GGUF_NAMES", race.GGUF_NAMES | {"w1": "ffn_up", "w3": "ffn_gate"})
     assert correlation() < 0.9 * race.LEAST_CORRELATION

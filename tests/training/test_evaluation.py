@@ -1,4 +1,4 @@
-"""Multiple choice: the batches and the metric, and where they were recorded."""
+"""Multiple-choice evaluation: batches, metric, refusals, and llm.c's recorded results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyllm2.errors import FormatError, NotFiniteError, UsageError
-from pyllm2.formats.evaluation import Example, write_examples
+from pyllm2.formats.llmc_evaluation import Example, write_examples
 from pyllm2.training.evaluation import (
     EvalBatch,
     EvalLoader,
@@ -28,11 +28,11 @@ examples = st.lists(
     min_size=1,
     max_size=7,
 )
-T = 9  # the longest of these examples fits
+T = 9  # positions of the longest of these examples
 
 
 class Bigram:
-    """A model of the loss alone: a table, by token and target; it does not look ahead."""
+    """A model that looks the loss up in a table, by token and target."""
 
     def __init__(self, seed: int) -> None:
         self.table = np.random.default_rng(seed).integers(0, 4, (31, 31)).astype(np.float32)
@@ -41,7 +41,7 @@ class Bigram:
         return self.table[tokens, targets]
 
     def best(self, example: Example) -> int:
-        """The completion of lowest mean loss, spelled out."""
+        """Index of the completion with the lowest mean loss, from a second definition."""
         means = []
         for completion in example.completions:
             text = [example.context[-1], *completion]
@@ -55,7 +55,7 @@ class Bigram:
 def test_all_ranks_together_count_every_example_once(
     tmp_path: Path, examples: list[Example], B: int, processes: int, seed: int
 ) -> None:
-    """Whatever the rows of a batch; integers below 4 make many ties, and the first of them wins."""
+    """The ranks' counts add up to the total for any B. (Small integer losses make many ties.)"""
     write_examples(tmp_path / "e.bin", examples)
     processes = min(processes, len(examples))
     model = Bigram(seed)
@@ -63,16 +63,16 @@ def test_all_ranks_together_count_every_example_once(
     loaders = [EvalLoader(tmp_path / "e.bin", B, T, r, processes) for r in range(processes)]
     assert len({loader.num_batches for loader in loaders}) == 1
     assert {loader.num_examples for loader in loaders} == {len(examples)}
-    for _ in range(2):  # from the first example on, each time
+    for _ in range(2):  # `evaluate` starts at the first example
         assert sum(evaluate(model, loader) for loader in loaders) == expected
 
 
 @writes_files
 @given(examples, st.integers(4, 13))
-def test_rows_are_the_context_and_a_completion(
+def test_a_row_is_the_context_and_one_completion(
     tmp_path: Path, examples: list[Example], B: int
 ) -> None:
-    """The mask is 1 where the target is of the completion; past the end it is 0 everywhere."""
+    """The mask is 1 where the target belongs to the completion; batches past the end are empty."""
     write_examples(tmp_path / "e.bin", examples)
     loader = EvalLoader(tmp_path / "e.bin", B, T, vocab_size=31)
     at_once = B // 4
@@ -96,31 +96,31 @@ def batch_of(mask: Any, *labels: int) -> EvalBatch:
     return EvalBatch(empty, empty, np.array(mask, np.int8), np.array(labels, np.int32))
 
 
-def test_the_mean_counts_and_not_the_sum() -> None:
-    """A longer completion may cost more in all; what is masked costs nothing."""
+def test_the_lowest_mean_loss_wins() -> None:
+    """The mean decides, not the sum; masked positions do not count."""
     mask = np.array([[1, 1, 1], [0, 1, 0], [1, 1, 0], [0, 0, 1]])
     losses = np.array([[2, 2, 2], [0, 3, 0], [3, 2, -9], [-9, 0, 4]], np.float32)
     assert count_correct(losses, batch_of(mask, 0)) == 1
     assert count_correct(losses, batch_of(mask, 1)) == 0
 
 
-def test_infinite_losses_are_the_worst() -> None:
-    """And where all are, the first is as good as any."""
+def test_an_infinite_loss_never_beats_a_finite_one() -> None:
+    """If all four losses are infinite, the first completion wins."""
     mask = np.ones((4, 1), np.int8)
     losses = np.array([[np.inf], [5], [np.inf], [4]], np.float32)
     assert count_correct(losses, batch_of(mask, 3)) == 1
     assert count_correct(np.full((4, 1), np.inf, np.float32), batch_of(mask, 0)) == 1
 
 
-def test_sums_are_of_float32_in_order() -> None:
-    """16777216 + 1 + 1 is 16777216 in float32, term by term: a tie, which the first wins."""
+def test_losses_are_summed_in_order_in_float32() -> None:
+    """In float32 2²⁴ + 1 + 1 is 2²⁴: rows 0 and 1 tie, and the first wins."""
     mask = np.ones((4, 3), np.int8)
     rows = [[2**24, 1, 1], [2**24, 0, 0], [2**25, 0, 0], [2**25, 0, 0]]
     assert count_correct(np.array(rows, np.float32), batch_of(mask, 0)) == 1
 
 
 def test_an_example_without_a_mask_does_not_count() -> None:
-    """As behind the last one."""
+    """The unused rows of the last batch have an empty mask and count as no example."""
     mask = np.array([[1]] * 4 + [[0]] * 4)
     assert count_correct(np.zeros((8, 1), np.float32), batch_of(mask, 0, 0)) == 1
 
@@ -139,10 +139,10 @@ EXAMPLES = [Example(0, [1, 2], [[3], [4, 5], [6], [7]]), Example(2, [8], [[9, 9,
         ((4, 9, 0, 1, 9), FormatError, "e.bin: example 1 has token 9: vocabulary is 9"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_sizes_that_do_not_fit_are_refused(
     arguments: Any, kind: type, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the first batch; a size less and it fits."""
+    """Impossible sizes are refused when the file is opened; the smallest possible ones are not."""
     monkeypatch.chdir(tmp_path)
     write_examples("e.bin", EXAMPLES)
     with pytest.raises(kind) as refused:
@@ -152,29 +152,29 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_a_rank_may_have_nothing_to_do(tmp_path: Path) -> None:
-    """5 examples for 4 ranks: the last has none, and says so with empty batches."""
+    """Of 5 examples for 4 ranks the last rank gets none; its batches are empty."""
     write_examples(tmp_path / "e.bin", EXAMPLES * 2 + EXAMPLES[:1])
     loader = EvalLoader(tmp_path / "e.bin", 4, 9, 3, 4)
     assert (len(loader.examples), loader.num_batches) == (0, 2)
     assert evaluate(Bigram(1), loader) == 0
 
 
-def test_a_loss_that_is_no_number_is_refused(tmp_path: Path) -> None:
-    """Where the mask is 1; elsewhere nobody looks."""
+def test_a_loss_that_is_nan_is_refused(tmp_path: Path) -> None:
+    """NaN is an error where the mask is 1 and ignored elsewhere."""
     write_examples(tmp_path / "e.bin", EXAMPLES)
     model = Bigram(1)
-    model.table[0, 0] = np.nan  # of the padding
+    model.table[0, 0] = np.nan  # read by padding only
     loader = EvalLoader(tmp_path / "e.bin", 4, 9)
     done: list[tuple[int, int]] = []
     evaluate(model, loader, lambda *numbers: done.append(numbers))
     assert done == [(1, 2), (2, 2)]
     model.table[9, 9] = np.nan
-    with pytest.raises(NotFiniteError, match=r"in batch 2 of multiple choice$"):
+    with pytest.raises(NotFiniteError, match=r"in batch 2 of the evaluation$"):
         evaluate(model, loader)
 
 
-def test_batches_and_counts_are_the_recorded_ones(shared: Path) -> None:
-    """With what is left from the batch before; odd batches are full of ties."""
+def test_batches_and_counts_equal_the_recorded_ones(shared: Path) -> None:
+    """Batches equal llm.c's, padding included, and so do counts with many ties."""
     folder = shared / "golden/llmc/evalloader"
     runs = json.loads((folder / "runs.json").read_text())
     with np.load(folder / "eval_small.bin.npz") as recorded:

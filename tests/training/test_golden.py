@@ -1,55 +1,32 @@
-"""The loop against recorded runs: the original's CPU trainer, and the rules of its GPU trainer.
+"""The training loop against recorded runs of llm.c's CPU trainer and the rules of its GPU trainer.
 
-Limits are those of the recordings' own description: about five times what a plain float32
-implementation deviates. The strict backends must agree to the last bit.
+The tolerances come with the recordings: about five times the error of a plain float32
+implementation. The strict backends must agree to the last bit.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from pyllm2 import backends
-from pyllm2.gpt2.files import load_parameters
-from pyllm2.gpt2.model import GPT2, MATRICES
+from pyllm2.gpt2.checkpoint import load_parameters
+from pyllm2.gpt2.training import MATRICES, TrainableGPT2
+from pyllm2.parameters import Parameters
 from pyllm2.training.loader import DataLoader
-from pyllm2.training.parameters import Parameters
 from pyllm2.training.recipe import Plan, Recipe
 from pyllm2.training.trainer import Loader, Trainer
-
-from ..tested import BACKENDS
-from .conftest import Ready
-from .toy import NoFolder, Record
+from tests.support.tested import BACKENDS
+from tests.support.toy_training import InTurn, NoFolder, Record
+from tests.training.conftest import RequireBackend
 
 LOSS = 5e-5
-NORM = 1e-5  # of the norm: the limit of a gradient is 1e-5 of its largest element
+NORM = 1e-5  # relative; as for a gradient, relative to its largest element
 STRICT = ("c-strict", "numba-strict")
-
-
-class Ranks:
-    """Several processes in turn: their gradients are averaged, and so are micro-steps."""
-
-    num_batches = 0
-
-    def __init__(self, loaders: list[DataLoader]) -> None:
-        self.loaders, self.turn = loaders, 0
-
-    def next_batch(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        self.turn += 1
-        return self.loaders[(self.turn - 1) % len(self.loaders)].next_batch()
-
-    def reset(self) -> None: ...
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None: ...
 
 
 def run(
@@ -58,18 +35,26 @@ def run(
     config, params = load_parameters(golden / "models" / "tiny" / "model.bin")
     record = Record()
     trainer = Trainer(
-        GPT2(config, params, backends.ops(backend, 1, "gpt2")),
-        backends.ops(backend, 1, "training"), recipe, plan, train, val, NoFolder(), MATRICES,
-        {}, list, record,
-    )  # fmt: skip
+        TrainableGPT2(config, params, backends.engine(backend, 1, "gpt2")),
+        backends.ops(backend, 1, "training"),
+        recipe,
+        plan,
+        train,
+        val,
+        NoFolder(),
+        MATRICES,
+        {},
+        list,
+        record,
+    )
     assert trainer.run()
     return trainer, record
 
 
 def assert_near(found: Parameters, recorded: NDArray[np.float32], rate: float) -> None:
-    """99.9 % of the parameters within 1e-5, none further than half the learning rate.
+    """Check that 99.9 % of the parameters are within 1e-5, and all within half the learning rate.
 
-    Key biases are left out: their gradient is 0 but for rounding, which Adam blows up.
+    Key biases are left out: their gradient is rounding error around 0, which Adam amplifies.
     """
     difference = Parameters(found.shapes, np.abs(found.flat - recorded))
     C = found.wte.shape[1]
@@ -79,17 +64,27 @@ def assert_near(found: Parameters, recorded: NDArray[np.float32], rate: float) -
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_cpu_trainer(backend: str, shared: Path, ready: Ready) -> None:
-    """41 updates, constant rate, decay rule of the CPU: every loss, every validation loss."""
-    ready(backend)
+def test_runs_equal_the_cpu_trainer(
+    backend: str, shared: Path, require_backend: RequireBackend
+) -> None:
+    """41 updates at a constant rate with the CPU decay rule: losses, validation losses, weights."""
+    require_backend(backend)
     golden = shared / "golden" / "llmc"
     folder = golden / "trainer_cpu" / "tiny"
     log = json.loads((folder / "log.json").read_text())
     recipe = Recipe(
-        batch=log["B"], context=log["T"], total_batch=log["B"] * log["T"], steps=log["steps"] + 1,
-        learning_rate=log["hyper"]["lr"], schedule="constant", decay="all", clip=0.0,
-        beta1=log["hyper"]["beta1"], beta2=log["hyper"]["beta2"], epsilon=log["hyper"]["eps"],
-    )  # fmt: skip
+        batch=log["B"],
+        context=log["T"],
+        total_batch=log["B"] * log["T"],
+        steps=log["steps"] + 1,
+        learning_rate=log["hyper"]["lr"],
+        schedule="constant",
+        decay="all",
+        clip=0.0,
+        beta1=log["hyper"]["beta1"],
+        beta2=log["hyper"]["beta2"],
+        epsilon=log["hyper"]["eps"],
+    )
     plan = Plan(validate_every=log["val_every"], validation_batches=log["val_batches"])
     train = DataLoader(folder / "train.bin", recipe.batch, recipe.context, shuffle=True)
     val = DataLoader(folder / "val.bin", recipe.batch, recipe.context)
@@ -112,27 +107,39 @@ def test_the_cpu_trainer(backend: str, shared: Path, ready: Ready) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["tiny_accum2", "tiny_2proc"])
-def test_the_rules_of_the_gpu_trainer(name: str, backend: str, shared: Path, ready: Ready) -> None:
+def test_runs_follow_the_gpu_trainer(
+    name: str, backend: str, shared: Path, require_backend: RequireBackend
+) -> None:
     """Clipping, accumulation or two processes, decay of matrices, cosine and linear schedules.
 
-    The recording is float64 throughout, so it holds for no backend to the last bit.
+    The recording is in float64, so no backend agrees to the last bit.
     """
-    ready(backend)
+    require_backend(backend)
     golden = shared / "golden" / "llmc"
     folder = golden / "trainer_cuda_semantics" / name
     log = json.loads((folder / "log.json").read_text())
     P, B, T = log["num_processes"], log["B"], log["T"]
     recipe = Recipe(
-        batch=B, context=T, total_batch=log["total_batch_size"], steps=log["steps"],
-        learning_rate=log["lr"], warmup=log["warmup"], schedule=log["scheduler"],
-        final_fraction=log["final_frac"], weight_decay=log["weight_decay"], decay="matrices",
-        beta1=log["betas"][0], beta2=log["betas"][1], epsilon=log["eps"], clip=log["clip"],
-    )  # fmt: skip
+        batch=B,
+        context=T,
+        total_batch=log["total_batch_size"],
+        steps=log["steps"],
+        learning_rate=log["lr"],
+        warmup=log["warmup"],
+        schedule=log["scheduler"],
+        final_fraction=log["final_frac"],
+        weight_decay=log["weight_decay"],
+        decay="matrices",
+        beta1=log["betas"][0],
+        beta2=log["betas"][1],
+        epsilon=log["eps"],
+        clip=log["clip"],
+    )
     assert recipe.micro_steps == log["grad_accum_steps"] * P
     pattern = str(folder / "train_*.bin")
     ranks = [DataLoader(pattern, B, T, rank, P, shuffle=True) for rank in range(P)]
     plan = Plan(validate_every=0, validation_batches=1)
-    trainer, record = run(golden, recipe, plan, Ranks(ranks), ranks[0], backend)
+    trainer, record = run(golden, recipe, plan, InTurn(ranks), ranks[0], backend)
 
     assert len(record.updates) == len(log["log"]["f64"])
     for update, expected in zip(record.updates, log["log"]["f64"], strict=True):

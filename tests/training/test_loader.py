@@ -1,4 +1,4 @@
-"""Batches: every one is where the rules say, every token that can be seen is seen once an epoch."""
+"""Data loader: order of batches, coverage of an epoch, saved state, refusal of bad files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyllm2.errors import ConfigError, FileError, FormatError, UsageError
-from pyllm2.formats.tokens import write_shard
+from pyllm2.formats.llmc_tokens import write_shard
 from pyllm2.mersenne import MersenneTwister
 from pyllm2.training.loader import DIGEST_BLOCK, DataLoader, digest
 
@@ -23,7 +23,7 @@ writes_files = settings(suppress_health_check=[HealthCheck.function_scoped_fixtu
 
 @st.composite
 def data(draw: Any) -> dict[str, Any]:
-    """Sizes of a batch, and of shards that are long enough."""
+    """B, T, number of processes, and token counts of shards that hold at least one sample."""
     B, T, processes = draw(st.tuples(*[st.integers(1, 3)] * 3))
     stride = B * T * processes
     counts = draw(st.lists(st.integers(stride + 1, 8 * stride), min_size=1, max_size=4))
@@ -31,7 +31,7 @@ def data(draw: Any) -> dict[str, Any]:
 
 
 def write(folder: Path, counts: list[int], bytes_per_id: int = 2) -> str:
-    """Shards whose ids all differ, so that an id says where it is from; the pattern for them."""
+    """Write shards with the ids 0, 1, 2, … (an id tells its position); returns their pattern."""
     for path in folder.glob("s_*.bin"):
         path.unlink()
     start = 0
@@ -44,7 +44,7 @@ def write(folder: Path, counts: list[int], bytes_per_id: int = 2) -> str:
 def starts(
     counts: list[int], stride: int, rank: int, BT: int, shuffle: bool, seed: int
 ) -> Iterator[int]:
-    """By the rules: the first id of each batch, for ever."""
+    """The first id of each batch, from a second definition of the order; endless."""
     rng = MersenneTwister((seed + rank) % 2**32)
     shards = np.arange(len(counts), dtype=np.int32)
     while True:
@@ -60,10 +60,10 @@ def starts(
 
 @writes_files
 @given(data(), st.booleans(), st.sampled_from([2, 4]), st.sampled_from([None, 1, 2**32 - 1]))
-def test_batches_come_in_the_order_of_the_rules(
+def test_batches_come_in_the_defined_order(
     tmp_path: Path, data: dict[str, Any], shuffle: bool, bytes_per_id: int, seed: int | None
 ) -> None:
-    """Over two epochs, for every rank, whatever the width of an id."""
+    """Two epochs of batches have the expected ids, for every rank and both widths of an id."""
     B, T, P, counts = data["B"], data["T"], data["processes"], data["counts"]
     pattern = write(tmp_path, counts, bytes_per_id)
     for rank in range(P):
@@ -82,10 +82,10 @@ def test_batches_come_in_the_order_of_the_rules(
 
 @writes_files
 @given(data(), st.booleans())
-def test_an_epoch_sees_every_place_once(
+def test_an_epoch_reads_every_sample_once(
     tmp_path: Path, data: dict[str, Any], shuffle: bool
 ) -> None:
-    """All ranks together, shuffled or not; only the rest of each shard is never seen."""
+    """All ranks together read every token but the incomplete sample at the end of each shard."""
     B, T, P, counts = data["B"], data["T"], data["processes"], data["counts"]
     pattern = write(tmp_path, counts)
     seen: Counter[int] = Counter()
@@ -103,10 +103,10 @@ def test_an_epoch_sees_every_place_once(
 
 @writes_files
 @given(data(), st.booleans(), st.integers(0, 40))
-def test_a_state_goes_on_where_it_was_taken(
+def test_a_restored_loader_continues_exactly(
     tmp_path: Path, data: dict[str, Any], shuffle: bool, before: int
 ) -> None:
-    """In another loader of the same files, to the last id, across epochs."""
+    """Another loader of the same files with the saved state gives the same batches."""
     arguments = (write(tmp_path, data["counts"]), data["B"], data["T"], 0, data["processes"])
     loader, other = DataLoader(*arguments, shuffle), DataLoader(*arguments, shuffle)
     for _ in range(before):
@@ -116,7 +116,7 @@ def test_a_state_goes_on_where_it_was_taken(
     other.restore(state)
     for x in expected:
         np.testing.assert_array_equal(other.next_batch()[0], x)
-    loader.restore(state)  # what was taken did not change with the loader
+    loader.restore(state)  # the state is a copy: the loader did not change it
     np.testing.assert_array_equal(loader.next_batch()[0], expected[0])
 
 
@@ -125,7 +125,7 @@ def test_a_state_goes_on_where_it_was_taken(
 def test_a_reset_begins_a_new_epoch(
     tmp_path: Path, data: dict[str, Any], shuffle: bool, before: int
 ) -> None:
-    """The shuffled order is drawn on top of the one before."""
+    """`reset` goes to the first sample of an epoch; shuffling permutes the previous order."""
     B, T, counts = data["B"], data["T"], data["counts"]
     loader = DataLoader(write(tmp_path, counts), B, T, shuffle=shuffle)
     rng = MersenneTwister(42)
@@ -149,8 +149,8 @@ def test_a_reset_begins_a_new_epoch(
         assert loader.next_batch()[0][0, 0] == expected
 
 
-def test_resume_goes_to_a_sample_of_a_shard(tmp_path: Path) -> None:
-    """And on from there; at the end of a shard, to the next."""
+def test_resume_continues_at_a_sample_of_a_shard(tmp_path: Path) -> None:
+    """Reading continues there and passes to the next shard; a shuffled loader refuses."""
     loader = DataLoader(write(tmp_path, [41, 61]), 2, 5)
     loader.resume(1, 4)
     assert [int(loader.next_batch()[0][0, 0]) for _ in range(3)] == [81, 91, 0]
@@ -161,8 +161,8 @@ def test_resume_goes_to_a_sample_of_a_shard(tmp_path: Path) -> None:
         shuffled.resume(0, 0)
 
 
-def test_files_are_sorted_by_their_bytes(tmp_path: Path) -> None:
-    """Whatever the folder's order or the locale; a name that exists is no pattern."""
+def test_files_are_sorted_by_the_bytes_of_their_names(tmp_path: Path) -> None:
+    """The order does not depend on the locale; an existing name with brackets is no pattern."""
     for i, name in enumerate(["b.bin", "B.bin", "a[1].bin", "\u00e9.bin"]):
         write_shard(tmp_path / name, np.full(9, i))
     loader = DataLoader(tmp_path / "*.bin", 1, 8)
@@ -170,8 +170,16 @@ def test_files_are_sorted_by_their_bytes(tmp_path: Path) -> None:
     assert DataLoader(tmp_path / "a[1].bin", 1, 8).next_batch()[0][0, 0] == 2
 
 
-def test_a_description_changes_with_the_data(tmp_path: Path) -> None:
-    """Names, counts and a digest that sees every byte of a small file; no place, no time."""
+def test_a_pattern_that_the_shell_has_expanded_is_the_same_data(tmp_path: Path) -> None:
+    """Several names, in any order and repeated, are read as the pattern is."""
+    pattern = write(tmp_path, [9, 9, 9])
+    names = [str(tmp_path / f"s_{i:02d}.bin") for i in (2, 0, 1, 0)]
+    found = [[shard.path for shard in DataLoader(p, 1, 2).shards] for p in (pattern, names)]
+    assert found[0] == found[1] == sorted(names[:3])
+
+
+def test_the_description_changes_with_the_data(tmp_path: Path) -> None:
+    """It has name, count and digest of each shard; the digest covers every byte of a small file."""
     pattern = write(tmp_path, [30, 40])
     before = DataLoader(pattern, 1, 8).describe()
     assert json.loads(json.dumps(before)) == before
@@ -184,10 +192,10 @@ def test_a_description_changes_with_the_data(tmp_path: Path) -> None:
     assert after["shards"][1]["digest"] != before["shards"][1]["digest"]
 
 
-def test_a_digest_of_a_large_file_is_a_sample(
+def test_the_digest_of_a_large_file_samples_its_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its size, first and last block always count; not every block between does."""
+    """The digest depends on the size, the first and the last block, and some blocks between."""
     monkeypatch.setattr("pyllm2.training.loader.DIGEST_BLOCKS", 3)
     path = tmp_path / "large"
     good = bytes(5 * DIGEST_BLOCK - 7)
@@ -219,17 +227,28 @@ def test_a_digest_of_a_large_file_is_a_sample(
         ({"sample_order": [1, 2, 3, 4]}, "data sample_order = 4: expected an order of 4"),
         ({"rng_position": 625}, "data rng_position = 625: of 624 words"),
         ({"rng_words": np.zeros(623, np.uint32)}, "data rng_position = 0: of 623 words"),
-        ({"more": 1}, ("data fields = 7: expected rng_position, rng_words, sample, "
-                      "sample_order, shard, shard_order")),
+        (
+            {"more": 1},
+            (
+                "data fields = 7: expected rng_position, rng_words, sample, sample_order, shard, "
+                "shard_order"
+            ),
+        ),
     ],
-)  # fmt: skip
-def test_a_state_of_other_data_is_refused(
+)
+def test_a_state_that_does_not_fit_is_refused(
     changes: dict[str, Any], error: str, tmp_path: Path
 ) -> None:
-    """And the loader stays where it is."""
+    """The message names the field, and the loader keeps its state."""
     loader = DataLoader(write(tmp_path, [41, 41]), 2, 5, shuffle=True)
-    good = {"shard": 0, "sample": 0, "shard_order": [0, 1], "sample_order": [0, 1, 2, 3],
-            "rng_words": np.zeros(624, np.uint32), "rng_position": 0}  # fmt: skip
+    good = {
+        "shard": 0,
+        "sample": 0,
+        "shard_order": [0, 1],
+        "sample_order": [0, 1, 2, 3],
+        "rng_words": np.zeros(624, np.uint32),
+        "rng_position": 0,
+    }
     before = loader.state()
     with pytest.raises(ConfigError) as refused:
         loader.restore({**good, **changes})
@@ -240,17 +259,32 @@ def test_a_state_of_other_data_is_refused(
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 0, 1), (1, 0, 0, 1), (1, 1, 1, 1), (1, 1, -1, 1)])
-def test_a_batch_must_be_possible(sizes: tuple[int, int, int, int], tmp_path: Path) -> None:
-    """Before any file is looked at."""
-    with pytest.raises(UsageError, match="no such batch"):
+def test_impossible_batch_sizes_are_refused(
+    sizes: tuple[int, int, int, int], tmp_path: Path
+) -> None:
+    """Sizes and ranks are checked before the files."""
+    with pytest.raises(UsageError, match="impossible batch"):
         DataLoader(tmp_path / "none", *sizes)
+
+
+@pytest.mark.parametrize("folder", ["run[1]", "a*b", "what?", "[!x]"])
+def test_the_folder_of_a_pattern_may_have_letters_of_patterns(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that exists is meant as it is; without one, its name is a pattern too."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / folder).mkdir()
+    for name in ("train_0.bin", "train_1.bin"):
+        write_shard(tmp_path / folder / name, np.arange(50))
+    for pattern in (f"{folder}/train*.bin", f"{tmp_path}/{folder}/train*.bin", "*/train*.bin"):
+        assert len(DataLoader(pattern, 1, 4).shards) == 2
 
 
 @pytest.mark.parametrize("pattern", ["no*.bin", "", "no.bin"])
 def test_a_pattern_must_match(
     pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Row 33."""
+    """Row 33: a pattern that matches no file is refused."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileError) as refused:
         DataLoader(pattern, 1, 1)
@@ -260,7 +294,7 @@ def test_a_pattern_must_match(
 
 @pytest.mark.parametrize(("processes", "words"), [(1, ""), (2, " processes=2")])
 def test_a_shard_must_hold_a_sample(processes: int, words: str, tmp_path: Path) -> None:
-    """Row 33: one more token than a step reads; exactly that is enough."""
+    """Row 33: a shard needs one token more than the inputs of a sample."""
     B, T = 4, 8
     least = processes * B * T + 1
     DataLoader(write(tmp_path, [least]), B, T, 0, processes)
@@ -271,8 +305,8 @@ def test_a_shard_must_hold_a_sample(processes: int, words: str, tmp_path: Path) 
     )
 
 
-def test_a_shard_that_shrinks_meanwhile_is_one_line(tmp_path: Path) -> None:
-    """Not a batch of stale numbers."""
+def test_a_shard_truncated_after_opening_is_refused(tmp_path: Path) -> None:
+    """Reading past the new end is an error that names both sizes."""
     loader = DataLoader(write(tmp_path, [100]), 2, 10)
     (tmp_path / "s_00.bin").write_bytes(bytes(1100))
     loader.next_batch()
@@ -280,16 +314,20 @@ def test_a_shard_that_shrinks_meanwhile_is_one_line(tmp_path: Path) -> None:
         loader.next_batch()
 
 
-def test_sequences_are_the_recorded_ones(shared: Path) -> None:
-    """Ranks, shuffling, resets, resumes: every id."""
+def test_batches_equal_the_recorded_ones(shared: Path) -> None:
+    """Every id of llm.c's loader, with ranks, shuffling, resets and resumes."""
     folder = shared / "golden/llmc/dataloader"
     runs = json.loads((folder / "runs.json").read_text())
     with np.load(folder / "sequences.npz") as recorded:
         for name, run in runs.items():
             loader = DataLoader(
-                folder / "shards" / run["pattern"], run["B"], run["T"], run["process_rank"],
-                run["num_processes"], bool(run["should_shuffle"]),
-            )  # fmt: skip
+                folder / "shards" / run["pattern"],
+                run["B"],
+                run["T"],
+                run["process_rank"],
+                run["num_processes"],
+                bool(run["should_shuffle"]),
+            )
             assert loader.num_tokens == run["num_tokens"]
             batches = []
             for step, *numbers in run["script"]:

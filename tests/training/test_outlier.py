@@ -1,4 +1,4 @@
-"""The outlier detector: z-scores of a sliding window, and the original's sequences."""
+"""The outlier detector: z-scores within a sliding window, and llm.c's recorded sequences."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def scores(values: np.ndarray | list[float]) -> list[float]:
     return [detector.update(float(x)) for x in values]
 
 
-def test_the_window_fills_silently() -> None:
-    """128 values, whatever they are, say nothing."""
+def test_scores_are_nan_until_the_window_is_full() -> None:
+    """The first 128 values have no z-score, the next one has."""
     z = scores(np.random.default_rng(0).standard_normal(WINDOW + 1))
     assert all(map(math.isnan, z[:WINDOW]))
     assert math.isfinite(z[WINDOW])
 
 
-def test_the_score_is_that_of_the_last_128_values() -> None:
-    """Mean and population standard deviation of the window, the new value in it.
+def test_the_score_is_within_the_last_128_values() -> None:
+    """The window contains the new value; the deviation is that of the population.
 
-    Every value is a multiple of 1/64 and small: the sums are exact, and only the last three
+    All values are small multiples of 1/64, so the running sums are exact and only the last three
     operations round.
     """
     values = np.random.default_rng(1).integers(-640, 640, 500) / 64
@@ -39,19 +39,19 @@ def test_the_score_is_that_of_the_last_128_values() -> None:
 
 
 def test_equal_values_have_score_zero() -> None:
-    """No deviation, no division."""
+    """A standard deviation of 0 gives a score of 0, not a division by 0."""
     assert scores([2.0] * 200)[WINDOW:] == [0.0] * 72
 
 
-def test_rounding_that_makes_the_variance_negative_is_no_error() -> None:
-    """NaN, which is never an outlier."""
+def test_a_variance_rounded_below_zero_gives_nan() -> None:
+    """The score is NaN, which is never an outlier."""
     detector = OutlierDetector()
     detector.state = np.array([WINDOW + 5, 0.0, -128.0, *np.zeros(WINDOW)])
     assert math.isnan(detector.update(0.0))
 
 
-def test_its_state_goes_on_where_it_was() -> None:
-    """In the middle of the first window and later."""
+def test_a_restored_detector_continues_exactly() -> None:
+    """A detector with a copied state gives the same scores, from any point on."""
     values = np.random.default_rng(2).standard_normal(300)
     for stop in (0, 1, 100, 127, 128, 129, 200):
         first, second = OutlierDetector(), OutlierDetector()
@@ -64,18 +64,24 @@ def test_its_state_goes_on_where_it_was() -> None:
 
 @pytest.mark.parametrize(
     ("z", "threshold", "expected"),
-    [(3.0, 2.0, True), (2.0, 2.0, False), (-9.0, 2.0, False), (9.0, 0.0, False),
-     (math.nan, 2.0, False), (math.inf, 2.0, False)],
-)  # fmt: skip
+    [
+        (3.0, 2.0, True),
+        (2.0, 2.0, False),
+        (-9.0, 2.0, False),
+        (9.0, 0.0, False),
+        (math.nan, 2.0, False),
+        (math.inf, 2.0, False),
+    ],
+)
 def test_only_a_finite_score_above_the_threshold_counts(
     z: float, threshold: float, expected: bool
 ) -> None:
-    """0 switches it off; a small loss is no harm."""
+    """Low values are no outliers; a threshold of 0 disables the test."""
     assert is_outlier(z, threshold) is expected
 
 
-def test_the_originals_sequences_to_the_last_bit(shared: Path) -> None:
-    """Spikes, constants, cancellation, infinity and NaN."""
+def test_scores_equal_the_recorded_ones_to_the_last_bit(shared: Path) -> None:
+    """The sequences contain spikes, constants, cancellation, infinity and NaN."""
     path = shared / "golden" / "llmc" / "outlier.json"
     for name, sequence in json.loads(path.read_text())["sequences"].items():
         expected = [math.nan if z is None else z for z in sequence["z"]]

@@ -1,9 +1,11 @@
-"""Texts to shards: every document, in order, after an end-of-text token; all files or none."""
+"""Token shards from texts: documents, sizes of files, all files or none, llm.c's recording."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyllm2.errors import FileError, UsageError
-from pyllm2.formats.tokens import read_shard
-from pyllm2.gpt2.tokenizer import byte_tokenizer, load_tokenizer
-from pyllm2.training.prepare import documents_of, prepare
+from pyllm2.formats.llmc_tokens import read_shard
+from pyllm2.tokenizers import load_tokenizer
+from pyllm2.tokenizers.byte_level import byte_tokenizer
+from pyllm2.training.prepare import prepare
 
 writes_files = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-texts = st.lists(st.lists(st.sampled_from(b"ab\n"), max_size=25).map(bytes), min_size=1, max_size=3)
+text = st.lists(st.sampled_from(b"ab\n"), max_size=25).map(bytes).filter(bytes.strip)
+texts = st.lists(text, min_size=1, max_size=3)
 
 
 def expected_ids(texts: list[bytes]) -> list[int]:
-    """By the rule: split at blank lines, end-of-text first, the blank line back but at the end."""
+    """A second definition: end-of-text and then each document with the blank line that ends it."""
     ids = []
     for text in texts:
         *whole, last = text.split(b"\n\n")
@@ -41,16 +45,16 @@ def ids_of(*paths: Path) -> list[int]:
 def test_shards_hold_every_document(
     tmp_path_factory: pytest.TempPathFactory, texts: list[bytes], val: int, most: int, block: int
 ) -> None:
-    """The first tokens validate, the rest train, in files of at most so many; nothing is lost."""
+    """val.bin has the first tokens, the training shards the rest, `most` tokens per shard."""
     folder = tmp_path_factory.mktemp("prepare")
     paths = [folder / f"{i}.txt" for i in range(len(texts))]
     for path, text in zip(paths, texts, strict=True):
         path.write_bytes(text)
     ids = expected_ids(texts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyllm2.training.prepare._BLOCK", block)
+        patch.setattr("pyllm2.formats.text._BLOCK", block)
         if val >= len(ids):
-            with pytest.raises(UsageError, match=f"^{len(ids)} tokens in all: with {val} for "):
+            with pytest.raises(UsageError, match=f"^{len(ids)} tokens in total, {val} of them "):
                 prepare(paths, byte_tokenizer(), folder / "out", val, most)
             assert sorted(folder.iterdir()) == paths
             return
@@ -72,16 +76,8 @@ def test_shards_hold_every_document(
     assert load_tokenizer(out / "tokenizer.bin").pieces == byte_tokenizer().pieces
 
 
-def test_a_document_may_span_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blank lines are found wherever a text is cut for reading."""
-    (tmp_path / "t").write_bytes(b"a\n\n\nb\n\n\n\n")
-    for block in range(1, 12):
-        monkeypatch.setattr("pyllm2.training.prepare._BLOCK", block)
-        assert list(documents_of(tmp_path / "t")) == [b"a\n\n", b"\nb\n\n", b"\n\n", b""]
-
-
 class Wide:
-    """A tokenizer of more ids than 16 bits hold."""
+    """A tokenizer with 2¹⁶ + 1 ids."""
 
     vocab_size, end_of_text = 2**16 + 1, 2**16
 
@@ -92,8 +88,8 @@ class Wide:
         path.write_bytes(b"")
 
 
-def test_ids_take_four_bytes_where_two_are_too_few(tmp_path: Path) -> None:
-    """And 2¹⁶ of them still fit into two."""
+def test_ids_take_two_bytes_or_four(tmp_path: Path) -> None:
+    """A vocabulary of 2¹⁶ ids takes 2 bytes per id, a larger one 4."""
     (tmp_path / "t").write_bytes(b"ab")
     wide = Wide()
     prepare([tmp_path / "t"], wide, tmp_path / "wide", 0)
@@ -104,8 +100,21 @@ def test_ids_take_four_bytes_where_two_are_too_few(tmp_path: Path) -> None:
     assert read_shard(tmp_path / "narrow/train.bin").dtype.itemsize == 2
 
 
+@pytest.mark.parametrize(
+    ("val", "most"), [(-1, 5), (2**31, 5), (0, 0), (0, -1), (0, 2**31), (-1, 0)]
+)
+def test_a_shard_holds_at_least_one_token_and_at_most_what_its_header_can_say(
+    val: int, most: int, tmp_path: Path
+) -> None:
+    """Either number outside is refused before anything is written."""
+    (tmp_path / "t").write_bytes(b"ab\n\ncd")
+    with pytest.raises(UsageError, match=r"^a shard has 1 to 2147483647 tokens$"):
+        prepare([tmp_path / "t"], byte_tokenizer(), tmp_path / "out", val, most)
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
-    """Whatever ends it, however much is written."""
+    """After an interrupt, neither the new folder nor a temporary one is left."""
     (tmp_path / "t").write_bytes(b"a\n\nb\n\nc")
 
     def interrupt(_: int) -> None:
@@ -117,8 +126,8 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["t"]
 
 
-def test_an_empty_folder_is_as_good_as_none(tmp_path: Path) -> None:
-    """Anything else of that name is left alone, and no text is encoded for it."""
+def test_an_existing_folder_must_be_empty(tmp_path: Path) -> None:
+    """Any other `out` is refused before a text is encoded, and left as it is."""
     (tmp_path / "t").write_bytes(b"ab")
     (tmp_path / "out").mkdir()
     prepare([tmp_path / "t"], byte_tokenizer(), tmp_path / "out", 0)
@@ -134,8 +143,48 @@ def test_an_empty_folder_is_as_good_as_none(tmp_path: Path) -> None:
     assert {p: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
 
 
-def test_tiny_shakespeare_is_the_recorded_one(shared: Path, tmp_path: Path) -> None:
-    """Both shards byte for byte, by their hashes."""
+def test_a_mount_point_is_filled_from_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that cannot be replaced, as the topmost one of a file system, or a link to one."""
+    (tmp_path / "t").write_bytes(b"ab\n\ncd")
+    (tmp_path / "mount" / "lost+found").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("mount")
+    rename, inside = os.rename, str(tmp_path / "link")
+
+    def within(source: Any, target: Any) -> None:
+        if os.path.isdir(target) or not os.fspath(source).startswith(inside + "/"):
+            raise OSError(errno.EBUSY, "device or resource busy")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", within)
+    done = prepare([tmp_path / "t"], byte_tokenizer(), tmp_path / "link", 1)
+    assert {p.name for p in (tmp_path / "mount").iterdir()} == {*done.files, "lost+found"}
+
+
+@pytest.mark.parametrize("bad", [1, 2, 3])
+def test_files_are_moved_together_or_not_at_all(
+    bad: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If one of them cannot be moved into an existing folder, it is empty again."""
+    (tmp_path / "t").write_bytes(b"ab\n\ncd")
+    (tmp_path / "out").mkdir()
+    rename, calls = os.rename, [0]
+
+    def failing(source: Any, target: Any) -> None:
+        calls[0] += 1
+        if calls[0] == bad:
+            raise OSError(errno.EIO, "input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(FileError, match="input/output error"):
+        prepare([tmp_path / "t"], byte_tokenizer(), tmp_path / "out", 1)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["out", "t"]
+
+
+def test_tiny_shakespeare_equals_the_recorded_shards(shared: Path, tmp_path: Path) -> None:
+    """Both shards have the SHA-256 of llm.c's."""
     pytest.importorskip("tiktoken")
     tokenizer = load_tokenizer(shared / "data/gpt2.tiktoken")
     text = shared / "data/tinyshakespeare.txt"

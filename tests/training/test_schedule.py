@@ -1,4 +1,4 @@
-"""Learning-rate schedules: what they are by definition, and the original's tables."""
+"""Learning-rate schedules: shape, definition in float64, and llm.c's recorded tables."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ runs = st.integers(1, 200).flatmap(
 
 @pytest.mark.parametrize("name", NAMES)
 @given(peak=peaks, fraction=fractions, run=runs)
-def test_it_rises_then_falls_and_stays_between_its_ends(
+def test_a_schedule_rises_to_the_peak_and_falls_to_its_final_rate(
     name: str, peak: float, fraction: float, run: tuple[int, int]
 ) -> None:
-    """Up to the peak during warm-up, never above it, down to its final fraction."""
+    """The rate rises during warm-up, never exceeds the peak, and ends at the final fraction."""
     warmup, steps = run
     rates = [learning_rate(name, s, peak, warmup, steps, fraction) for s in range(steps + 1)]
     lowest = float(np.float32(peak) * np.float32(fraction))
@@ -45,10 +45,10 @@ def test_it_rises_then_falls_and_stays_between_its_ends(
 
 @pytest.mark.parametrize("name", DECAYING)
 @given(peak=peaks, fraction=fractions, run=runs)
-def test_every_rate_is_the_formula(
+def test_every_rate_is_that_of_the_formula(
     name: str, peak: float, fraction: float, run: tuple[int, int]
 ) -> None:
-    """The definition in float64, within a few roundings of the peak."""
+    """Every rate equals its definition in float64 up to a few roundings of the peak."""
     warmup, steps = run
     start = int(np.float32(0.8) * np.float32(steps)) if name == "wsd" else warmup
     low, slack = peak * fraction, 8 * float(np.spacing(np.float32(peak)))
@@ -66,11 +66,8 @@ def test_every_rate_is_the_formula(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_first_step_of_a_warm_up_is_not_lost(name: str) -> None:
-    """A rate of 0 wastes a batch: warm-up of 4 begins with a quarter of the peak.
-
-    But for llama2.c's, which does just that.
-    """
+def test_the_first_rate_of_a_warm_up(name: str) -> None:
+    """A warm-up of 4 steps starts at a quarter of the peak; llama2.c's starts at 0."""
     expected = {"constant": 0.5, "llama2": 0.0}.get(name, 0.125)
     assert learning_rate(name, 0, 0.5, 4, 10, 0.0) == expected
 
@@ -78,7 +75,7 @@ def test_the_first_step_of_a_warm_up_is_not_lost(name: str) -> None:
 @pytest.mark.parametrize("name", DECAYING)
 @pytest.mark.parametrize("warmup", [10, 11])
 def test_a_warm_up_as_long_as_the_run_is_refused(name: str, warmup: int) -> None:
-    """What follows it would be a division by zero."""
+    """The decay would have no steps, and its progress would be a division by zero."""
     with pytest.raises(UsageError, match=f"warm-up of {warmup} steps: expected fewer than the 10"):
         check(name, warmup, 10)
     check(name, 9, 10)
@@ -86,20 +83,24 @@ def test_a_warm_up_as_long_as_the_run_is_refused(name: str, warmup: int) -> None
 
 
 def test_an_unknown_schedule_is_refused() -> None:
-    """With the names that there are."""
+    """The message lists the names of all schedules."""
     with pytest.raises(UsageError, match="choose from constant, linear, cosine, wsd"):
         check("sine", 0, 10)
 
 
-def test_the_originals_tables_to_the_last_bit(shared: Path) -> None:
-    """Every step of every recorded schedule."""
+def test_rates_equal_the_recorded_ones_to_the_last_bit(shared: Path) -> None:
+    """The tables contain every step of every schedule that llm.c has."""
     path = shared / "golden" / "llmc" / "schedulers.json"
     tables = json.loads(path.read_text())
     assert {table["type"] for table in tables} == set(NAMES) - {"llama2"}
     for table in tables:
         for step, expected in enumerate(table["lr"]):
             found = learning_rate(
-                table["type"], step, table["learning_rate"], table["warmup_iterations"],
-                table["train_num_batches"], table["final_learning_rate_frac"],
-            )  # fmt: skip
+                table["type"],
+                step,
+                table["learning_rate"],
+                table["warmup_iterations"],
+                table["train_num_batches"],
+                table["final_learning_rate_frac"],
+            )
             assert found == expected, (table["type"], step)

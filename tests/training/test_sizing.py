@@ -1,4 +1,4 @@
-"""Sizes that fit a text and a time."""
+"""Choice of model shape and vocabulary size for a text and a time budget."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from pyllm2.llama2.initial import descriptor
 from pyllm2.training.sizing import (
     LARGEST_VOCABULARY,
-    PARAMETERS_A_TOKEN,
+    PARAMETERS_PER_TOKEN,
     SHAPES,
-    TOKENS_A_PARAMETER,
+    TOKENS_PER_PARAMETER,
     choose,
     vocabulary_size,
 )
@@ -21,21 +21,21 @@ def parameters(shape: str) -> int:
 
 
 def test_shapes_are_models_and_grow() -> None:
-    """Each is possible, and larger than the one before."""
+    """Every shape is valid and has more parameters than the one before."""
     sizes = [parameters(shape) for shape in SHAPES]
     assert sizes == sorted(set(sizes))
 
 
 @given(st.integers(1, 10**9), st.integers(1, 10**9))
 def test_more_text_never_has_a_smaller_vocabulary(a: int, b: int) -> None:
-    """And none is beyond the largest."""
+    """Vocabulary size grows with the text, up to a maximum."""
     small, large = sorted((a, b))
     assert 259 < vocabulary_size(small) <= vocabulary_size(large) <= LARGEST_VOCABULARY
 
 
 @given(st.integers(1, 10**8), st.floats(1, 1e5), st.floats(1, 1e5))
-def test_the_choice_is_the_largest_that_fits(text: int, seconds: float, flops: float) -> None:
-    """By both rules; the smallest where nothing does."""
+def test_the_choice_is_the_largest_shape_that_fits(text: int, seconds: float, flops: float) -> None:
+    """A shape fits if text and time suffice for it; if none fits, the smallest is chosen."""
 
     def speed(shape: str) -> float:
         return 1e6 * flops / parameters(shape)
@@ -46,16 +46,16 @@ def test_the_choice_is_the_largest_that_fits(text: int, seconds: float, flops: f
 
     def fits(shape: str) -> bool:
         n = parameters(shape)
-        enough_time = int(speed(shape) * seconds) >= TOKENS_A_PARAMETER * n
-        return enough_time and n <= PARAMETERS_A_TOKEN * text
+        enough_time = int(speed(shape) * seconds) >= TOKENS_PER_PARAMETER * n
+        return enough_time and n <= PARAMETERS_PER_TOKEN * text
 
     at = SHAPES.index(choice.shape)
     assert at == 0 or fits(choice.shape)
     assert at + 1 == len(SHAPES) or not fits(SHAPES[at + 1])
 
 
-def test_what_does_not_fit_is_not_timed() -> None:
-    """Trying a large model takes its time: a text too short for it settles the matter."""
+def test_a_shape_too_large_for_the_text_is_not_timed() -> None:
+    """Timing a large model is slow, so the text is checked first."""
     timed = []
 
     def speed(shape: str) -> float:

@@ -1,9 +1,9 @@
-"""How well models predict a text: bits a byte, whatever their vocabularies.
+"""Bits per byte of models on a text, comparable between vocabularies.
 
     python tools/stories/judge.py TEXT MODEL TOKENIZER [MODEL TOKENIZER …]
 
-TEXT: stories, divided by blank lines; each is begun anew and cut where a context ends. The nats of
-all tokens of a story are divided by its bytes, so that long tokens and short ones compare.
+TEXT: stories separated by blank lines; each starts with an empty context and is cut at the end of
+the context. The loss of all tokens of a story is divided by its bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyllm2
 
 
 def nats_and_bytes(model: pyllm2.LanguageModel, story: bytes) -> tuple[float, int]:
-    """Of the tokens after the first, and of the text that they are."""
+    """Total loss of the tokens after the first, in nats, and the number of bytes they decode to."""
     ids = model.tokenizer.encode_prompt(story)[: model.config.seq_len]
     logits = model.logits(ids[:-1]).astype(np.float64)
     shifted = logits - logits.max(axis=-1, keepdims=True)
@@ -31,8 +31,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("text", type=Path)
     parser.add_argument("models", nargs="+", metavar="MODEL TOKENIZER")
-    parser.add_argument("--stories", type=int, default=200, help="from the first on")
-    parser.add_argument("--bytes", type=int, default=500, help="of each story: both see the same")
+    parser.add_argument("--stories", type=int, default=200, help="number of stories (default 200)")
+    parser.add_argument("--bytes", type=int, default=500, help="bytes per story (default 500)")
     options = parser.parse_args()
 
     stories = [s.strip()[: options.bytes] for s in options.text.read_bytes().split(b"\n\n")]
@@ -42,7 +42,7 @@ def main() -> None:
         pairs = [nats_and_bytes(model, story) for story in stories]
         nats, nbytes = (sum(column) for column in zip(*pairs, strict=True))
         bits = nats / math.log(2) / nbytes
-        print(f"{path}: {bits:.4f} bits a byte on {len(stories)} stories, {nbytes} bytes")
+        print(f"{path}: {bits:.4f} bits per byte on {len(stories)} stories, {nbytes} bytes")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Make the model in the box: text from a teacher, a vocabulary, shards, training.
+"""Make the bundled model: text sampled from a teacher, vocabulary, shards, training.
 
     python tools/stories/make.py stories260K.bin tok512.bin FOLDER
 
-Every step is a command that anybody could type; this only types them. A step whose result is in
-FOLDER already is not done again, so that it goes on where it was stopped.
+Every step is an ordinary command. A step whose result is already in FOLDER is skipped, so an
+interrupted script continues.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROCESSES = 2  # that sample, each every second story
-MEGABYTES = 4.2  # of each
+PROCESSES = 2  # sampling processes, each makes every second story
+MEGABYTES = 4.2  # per process
 VOCABULARY = 1024
 VALIDATION_TOKENS = 50_000
 SHAPE = "dim=128,layers=5,heads=8,kv_heads=4,context=256"
@@ -39,16 +39,14 @@ def pyllm2(*arguments: object) -> list[str]:
 
 
 def sample(teacher: str, vocabulary: str, texts: list[Path]) -> None:
-    """One process a text."""
+    """Run one sampling process per text."""
     script = Path(__file__).with_name("sample.py")
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(script), teacher, vocabulary, str(text),
-             "--megabytes", str(MEGABYTES), "--first", str(i), "--every", str(PROCESSES)]
-        )
-        for i, text in enumerate(texts)
-        if not text.exists()
-    ]  # fmt: skip
+    running = []
+    for i, text in enumerate(texts):
+        if not text.exists():
+            flags = f"--megabytes {MEGABYTES} --first {i} --every {PROCESSES}".split()
+            command = [sys.executable, str(script), teacher, vocabulary, str(text), *flags]
+            running.append(subprocess.Popen(command))
     for process in running:
         if process.wait():
             raise SystemExit(process.returncode)
@@ -70,22 +68,23 @@ def main() -> None:
     model, tokenizer = folder / "stories.model", folder / "tokenizer.bin"
     data, run = folder / "data", folder / "run"
     recipe = [word for item in RECIPE.items() for word in item]
+    train = pyllm2("tokenizer", "train", *texts, "--vocab-size", VOCABULARY, "--out", model)
+    prepare = pyllm2("data", "prepare", *texts, "--tokenizer", tokenizer, "--out", data)
+    fit = pyllm2("train", "llama2", "--init", SHAPE, "--out", run, *recipe)
+    fit += ["--train", str(data / "train.bin"), "--val", str(data / "val.bin")]
+    fit += ["--tokenizer", str(tokenizer), "--backend", options.backend]
+    fit += ["--resume"] if any(run.glob("step_*")) else []
     steps = [
-        (model, pyllm2("tokenizer", "train", *texts, "--vocab-size", VOCABULARY, "--out", model)),
+        (model, train),
         (tokenizer, pyllm2("tokenizer", "export", model, tokenizer)),
-        (data, pyllm2("data", "prepare", *texts, "--tokenizer", tokenizer, "--out", data,
-                      "--val-tokens", VALIDATION_TOKENS)),
-        (run / "model.bin", pyllm2("train", "llama2", "--init", SHAPE,
-                                   "--train", data / "train.bin", "--val", data / "val.bin",
-                                   "--tokenizer", tokenizer, "--out", run,
-                                   "--backend", options.backend, *recipe,
-                                   *(["--resume"] if any(run.glob("step_*")) else []))),
-    ]  # fmt: skip
+        (data, [*prepare, "--val-tokens", str(VALIDATION_TOKENS)]),
+        (run / "model.bin", fit),
+    ]
     for result, command in steps:
         if not result.exists():
             print(" ".join(command), file=sys.stderr)
             subprocess.run(command, check=True)
-    print(f"{run / 'model.bin'} and {tokenizer}: put them into pyllm2/stories/")
+    print(f"copy {run / 'model.bin'} and {tokenizer} to pyllm2/stories/")
 
 
 if __name__ == "__main__":

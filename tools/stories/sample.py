@@ -1,11 +1,10 @@
-"""Write stories: sample them from a trained model, each with its own seed and temperature.
+"""Sample stories from a trained model, each with its own seed and temperature.
 
     python tools/stories/sample.py stories260K.bin tok512.bin stories.txt --megabytes 20
 
-The text that the model in the box was trained on. A story begins at the model's begin-of-text,
-ends where the model ends it, and is kept if it ended by itself. Stories are divided by blank
-lines. The seed of story n is n, so a run that is continued (the file is appended to) or divided
-between processes (--first, --every) makes the same stories.
+This is the training text of the bundled model. A story starts at the begin-of-text token and is
+kept if the model ends it within the context. Blank lines separate stories. The seed depends only on
+the number of the story, so several processes (--first, --every) make the same stories as one.
 """
 
 from __future__ import annotations
@@ -14,23 +13,19 @@ import argparse
 from pathlib import Path
 
 import pyllm2
-from pyllm2.generate import generate_ids
-from pyllm2.llama2.tokenizer import BOS, EOS
-from pyllm2.sampling import Sampler
 
-# (temperature, top-p), in turn. Hot ones for variety, cool ones for sense.
-WAYS = [(0.7, 0.95), (0.9, 0.9), (0.6, 1.0), (0.8, 0.95), (1.0, 0.85), (0.8, 0.9)]
+# (temperature, top-p), used in turn: high temperatures for variety, low ones for sense.
+SETTINGS = [(0.7, 0.95), (0.9, 0.9), (0.6, 1.0), (0.8, 0.95), (1.0, 0.85), (0.8, 0.9)]
 SHORTEST = 200  # bytes
 
 
 def story(model: pyllm2.LanguageModel, n: int) -> bytes | None:
     """Story number n, or None if the context ended before it did."""
-    temperature, top_p = WAYS[n % len(WAYS)]
-    session = model.start()
-    room = session.room - 1
-    ids = list(generate_ids(session, [BOS], Sampler(temperature, top_p, n + 1), room, (BOS, EOS)))
-    text = model.tokenizer.decode(ids).strip()
-    return text if len(ids) < room and len(text) >= SHORTEST else None
+    temperature, top_p = SETTINGS[n % len(SETTINGS)]
+    room = model.config.seq_len - 1
+    new = list(model.generate("", room, temperature, top_p, n + 1))
+    text = b"".join(token.bytes for token in new).strip()
+    return text if len(new) < room and len(text) >= SHORTEST else None
 
 
 def main() -> None:
@@ -40,7 +35,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--megabytes", type=float, required=True)
     parser.add_argument("--first", type=int, default=0, help="number of the first story")
-    parser.add_argument("--every", type=int, default=1, help="and then each so-many-th")
+    parser.add_argument("--every", type=int, default=1, help="step between story numbers")
     options = parser.parse_args()
 
     model = pyllm2.load(options.model, options.tokenizer, threads=1)

@@ -1,0 +1,44 @@
+"""Opening the model, tokenizer and context that the flags of generate and chat name."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+from collections.abc import Callable
+from functools import partial
+
+from pyllm2.errors import FileError
+from pyllm2.inference.language_model import LanguageModel
+from pyllm2.inference.load import load
+
+DEFAULT_TOKENIZER = "tokenizer.bin"
+
+
+def open_model(
+    options: argparse.Namespace, load: Callable[..., LanguageModel] = load
+) -> LanguageModel:
+    """The model and tokenizer that the flags name."""
+    tokenizer = options.tokenizer
+    if options.model is not None and tokenizer is None:
+        tokenizer = partial(find_tokenizer, options.model)  # called after the model is read
+    return load(options.model, tokenizer, options.backend, options.mmap, threads=options.threads)
+
+
+def find_tokenizer(model: str) -> str:
+    """tokenizer.bin beside the model, else in the current folder."""
+    beside = os.path.join(os.path.dirname(model), DEFAULT_TOKENIZER)
+    for path in (beside, DEFAULT_TOKENIZER):
+        if os.path.exists(path):
+            return path
+    raise FileError(beside, "no such file: name the tokenizer with --tokenizer FILE")
+
+
+def context_length(options: argparse.Namespace, model: LanguageModel) -> int:
+    """The model's context length, or a smaller one from --context."""
+    return min(model.config.seq_len, options.context or model.config.seq_len)
+
+
+def pick_seed(options: argparse.Namespace) -> int:
+    """--seed, or a new seed from the operating system."""
+    return options.seed if options.seed is not None else secrets.randbits(32)

@@ -1,0 +1,67 @@
+"""The parser of the command line, put together from the modules of the commands.
+
+Each of them has SUMMARY (its line in `pyllm2 --help`), `add_flags(parser)`, and `main(options)`,
+which returns the exit code. At import they load nothing heavy, not even NumPy: `--help` is quick,
+and the number of threads can be set before NumPy's BLAS reads it.
+"""
+
+from __future__ import annotations
+
+from pyllm2 import __version__
+from pyllm2.cli import (
+    bench,
+    chat,
+    data,
+    doctor,
+    eval,
+    export,
+    generate,
+    gradcheck,
+    quantize,
+    run,
+    tokenize,
+    tokenizer,
+    train,
+    warmup,
+)
+from pyllm2.cli.flags import Parser, sentence
+
+COMMANDS = {
+    "generate": generate,
+    "chat": chat,
+    "tokenize": tokenize,
+    "tokenizer": tokenizer,
+    "doctor": doctor,
+    "export": export,
+    "quantize": quantize,
+    "train": train,
+    "data": data,
+    "eval": eval,
+    "warmup": warmup,
+    "gradcheck": gradcheck,
+    "bench": bench,
+}
+
+
+def command_names() -> list[str]:
+    """All commands, in the order of the help."""
+    return ["run", *COMMANDS]
+
+
+def parser_of() -> Parser:
+    """The parser of every command except `run`, which parses its own arguments."""
+    parser = Parser(
+        prog="pyllm2",
+        description="Llama-2 and GPT-2: a readable NumPy specification, "
+        "and faster backends that are tested to agree with it.",
+    )
+    parser.add_argument("--version", action="version", version=f"pyllm2 {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    commands.add_parser("run", help=run.SUMMARY)
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=module.SUMMARY, description=sentence(module.SUMMARY)
+        )
+        module.add_flags(command)
+        command.set_defaults(main=module.main)
+    return parser

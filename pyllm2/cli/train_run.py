@@ -1,0 +1,312 @@
+"""`pyllm2 train gpt2` and `pyllm2 train llama2`: a training run as the flags describe it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from pyllm2 import __version__, backends, memory
+from pyllm2.cli.output import say
+from pyllm2.cli.outputs import check_output
+from pyllm2.cli.progress import Progress
+from pyllm2.errors import ConfigError, FileError, FormatError, UsageError, os_errors
+from pyllm2.inference.sample import sample
+from pyllm2.tokenizers import load_tokenizer
+from pyllm2.training.checkpoint import Checkpoint, CheckpointFile, differences, processes_of
+from pyllm2.training.folder import NoFolder, RunFolder, open_folder
+from pyllm2.training.loader import DataLoader
+from pyllm2.training.log import require_regular
+from pyllm2.training.plot import can_plot, image_format, plot_log, require_plot
+from pyllm2.training.processes import Processes
+from pyllm2.training.recipe import Plan, Recipe
+from pyllm2.training.report import Report
+from pyllm2.training.signals import StopRequest, stop_requests
+from pyllm2.training.trainer import Trainer
+
+MODEL_FILE, TOKENIZER_FILE, PLOT_FILE = "model.bin", "tokenizer.bin", "loss.png"
+OWN_FILES = (MODEL_FILE, TOKENIZER_FILE, PLOT_FILE)  # of a finished run
+# The fields of a Recipe that are flags of the same name.
+SAME_NAMES = (
+    "batch context learning_rate warmup schedule final_fraction weight_decay decay beta1 beta2 "
+    "clip skip_loss_z skip_norm_z dropout seed"
+).split()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes with."""
+
+    backend: str
+    threads: int  # per process
+    processes: int
+
+    def identity(self) -> dict[str, Any]:
+        """As it is saved in a checkpoint."""
+        alone = {"backend": self.backend, "threads": self.threads}
+        return alone if self.processes == 1 else {**alone, "processes": self.processes}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that a run needs, checked before its folder is changed."""
+
+    family: Any  # the module pyllm2.gpt2.family or pyllm2.llama2.family
+    tokenizer: Any
+    model: Any
+    train_data: DataLoader
+    validation_data: DataLoader
+    recipe: Recipe
+    plan: Plan
+    identity: dict[str, Any]
+
+
+def main(options: argparse.Namespace, processes: Processes) -> int:
+    """Train; returns 0 when the run is finished, 130 or 143 when a signal has stopped it."""
+    setup = processes.together(lambda: _prepare(options, processes))
+    _require_same(processes, setup)
+    with stop_requests() as stop, _folder(options, processes) as folder:
+        progress = Progress(setup.recipe, setup.tokenizer) if processes.rank == 0 else None
+        trainer = _trainer(options, setup, folder, progress, stop, processes)
+        if options.resume:
+            _resume(trainer, folder, options.force)
+        try:
+            finished = trainer.run()
+        finally:
+            if progress is not None:
+                progress.close()
+        number = max(processes.each(stop.number or 0))
+        if progress is not None:
+            _finish(options, setup, trainer, progress, finished)
+    return 0 if finished else 128 + number
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Refuse outputs that cannot be written, before any work."""
+    for path in (os.path.join(options.out, name) for name in OWN_FILES):
+        with os_errors(path):
+            require_regular(path)
+        if os.path.exists(path):
+            check_output(path, options.init)
+    if options.plot:
+        require_plot()
+        image_format(options.plot)
+        check_output(options.plot, options.init)
+
+
+@contextmanager
+def _folder(options: argparse.Namespace, processes: Processes) -> Iterator[RunFolder | NoFolder]:
+    """The run folder, which rank 0 writes; the others fail if it cannot be opened."""
+    with ExitStack() as stack:
+
+        def enter() -> RunFolder | NoFolder:
+            if processes.rank > 0:
+                return NoFolder()
+            return stack.enter_context(open_folder(options.out, options.resume))
+
+        yield processes.together(enter)
+
+
+def _finish(
+    options: argparse.Namespace, setup: Setup, trainer: Trainer, progress: Progress, finished: bool
+) -> None:
+    """Write the trained model, tokenizer and plot, and say what to do next."""
+    target = os.path.join(options.out, MODEL_FILE)
+    if finished:
+        setup.family.save_parameters(target, setup.model.config, setup.model.params)
+        if setup.tokenizer is not None:
+            setup.tokenizer.write_tokenizer(os.path.join(options.out, TOKENIZER_FILE))
+        _plot(options, trainer.folder.log.path)
+        say(f"to train it further, into another folder: --init {shlex.quote(target)}")
+    say(progress.summary(trainer.step))
+    if finished:
+        say(f"model: {target}")
+    else:
+        say(f"stopped after {trainer.step} of {setup.recipe.steps} steps; --resume continues")
+
+
+def _require_same(processes: Processes, setup: Setup) -> None:
+    """Refuse ranks with other versions, arguments, data or backends. Raises UsageError."""
+    mine = {"pyllm2": __version__, "numpy": np.__version__, "run": setup.identity}
+    found = processes.each({**mine, "plan": asdict(setup.plan)})
+
+    def check() -> None:
+        for rank, other in enumerate(found):
+            if lines := differences(found[0], other, where="rank 0"):
+                raise UsageError(f"rank {rank} is in another run: {'; '.join(lines)}")
+
+    processes.together(check)
+
+
+def _prepare(options: argparse.Namespace, processes: Processes) -> Setup:
+    """Open and check all inputs."""
+    if processes.rank == 0:
+        _check_outputs(options)
+    machine = Machine(
+        options.backend or backends.default(),
+        options.threads or backends.processors(),
+        processes.size,
+    )
+    family = importlib.import_module(f"pyllm2.{options.family}.family")
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
+    config = _config(options, family, tokenizer, processes)
+    V, B, T = config.vocab_size, options.batch, options.context
+    share = processes.rank, processes.size
+    train_data = DataLoader(
+        options.train, B, T, *share, shuffle=True, vocab_size=V, seed=options.seed
+    )
+    validation_data = DataLoader(options.val, B, T, *share, vocab_size=V)
+    recipe, plan = _recipe(options, train_data), _plan(options)
+    identity = {
+        "model": {"family": options.family, **asdict(config)},
+        "recipe": recipe.identity(),
+        "data": train_data.describe(),
+        "engine": machine.identity(),
+    }
+    model = _model(options, family, config, machine)
+    return Setup(family, tokenizer, model, train_data, validation_data, recipe, plan, identity)
+
+
+def _is_file(init: str) -> bool:
+    """Whether --init names a checkpoint; otherwise it is the shape of a new model."""
+    return os.path.exists(init) or init.endswith(".bin")
+
+
+def _config(options: argparse.Namespace, family: Any, tokenizer: Any, processes: Processes) -> Any:
+    """The model's shape, checked against the flags, the tokenizer and the memory."""
+    B, T = options.batch, options.context
+    if _is_file(options.init):
+        config = family.load_config(options.init)
+    else:
+        config = family.descriptor(options.init, tokenizer.vocab_size if tokenizer else None)
+    if config.seq_len < T:
+        raise UsageError(f"--context {T}: the model has {config.seq_len} positions")
+    if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:
+        raise FileError(
+            options.tokenizer,
+            f"has {tokenizer.vocab_size} tokens, the model expects {config.vocab_size}",
+        )
+    n, kept = config.parameters(), family.activation_floats(config, B, T)
+    sharers = processes.size if options.zero else 1
+    state = 8 * n + 8 * -(-n // sharers)  # parameters and gradient; both moments
+    here = processes.neighbours()
+    memory.require(
+        here * (state + 4 * kept),
+        f"training at batch {B}, context {T}" + (f" in {here} processes" if here > 1 else ""),
+        "lower --batch or --context, or take a smaller model",
+    )
+    each = " per process" if processes.size > 1 else ""
+    say(
+        f"{n:,} parameters; memory{each}: {state / 1e6:,.0f} MB for parameters, gradient and "
+        f"moments, about {4 * kept / 1e6:,.0f} MB for activations at batch {B}, context {T}"
+    )
+    return config
+
+
+def _model(options: argparse.Namespace, family: Any, config: Any, machine: Machine) -> Any:
+    """The model with its initial weights; a resumed run reads its weights later."""
+    if options.resume:
+        params = family.empty_parameters(config)
+    elif _is_file(options.init):
+        _, params = family.load_parameters(options.init)
+    else:
+        params = family.initial_parameters(config, options.seed)
+    many = f"{machine.processes} processes, each " if machine.processes > 1 else ""
+    threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
+    say(f"{many}backend {machine.backend}, {threads}")
+    engine = backends.engine(machine.backend, options.threads, options.family)
+    return family.build(config, params, engine, options.dropout, options.seed)
+
+
+def _trainer(
+    options: argparse.Namespace,
+    setup: Setup,
+    folder: RunFolder | NoFolder,
+    report: Report | None,
+    stop: StopRequest,
+    processes: Processes,
+) -> Trainer:
+    model, config = setup.model, setup.model.config
+    start = config.vocab_size - 1
+    if setup.tokenizer:
+        start = max(setup.tokenizer.begin, setup.tokenizer.end, 0)
+        start = setup.tokenizer.begin if setup.tokenizer.begin >= 0 else start
+    decoder, count = setup.family.decoder(model), setup.plan.sample_tokens
+    backend = setup.identity["engine"]["backend"]
+    return Trainer(
+        model,
+        backends.ops(backend, options.threads, "training"),
+        setup.recipe,
+        setup.plan,
+        setup.train_data,
+        setup.validation_data,
+        folder,
+        setup.family.MATRICES,
+        setup.identity,
+        lambda: sample(decoder, start, count, backend),
+        report,
+        stop,
+        processes,
+        zero=options.zero == 1,
+    )
+
+
+def _recipe(options: argparse.Namespace, data: DataLoader) -> Recipe:
+    tokens = options.batch * options.context * data.processes
+    total_batch = options.total_batch or tokens
+    epoch = max(1, data.num_batches * tokens // total_batch)
+    same = {name: getattr(options, name) for name in SAME_NAMES}
+    steps = options.steps or epoch
+    return Recipe(total_batch=total_batch, steps=steps, processes=data.processes, **same)
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    return Plan(
+        validate_every=options.val_every,
+        validation_batches=options.val_batches,
+        sample_every=options.sample_every,
+        sample_tokens=options.sample_tokens,
+        save_every=options.save_every,
+        keep=options.keep,
+    )
+
+
+def _resume(trainer: Trainer, folder: RunFolder | NoFolder, force: bool) -> None:
+    """Go on where the newest checkpoint was written; rank 0 reads it for all ranks."""
+    checkpoint = trainer.processes.together(lambda: _newest_checkpoint(trainer, folder, force))
+    newest = folder.newest() or ""
+    try:
+        trainer.restore(checkpoint)
+    except ConfigError as error:
+        raise FormatError(newest, str(error)) from None
+    folder.prune(trainer.plan.keep)  # the run may have been killed before it did so
+    say(f"resumed from {newest}")
+
+
+def _newest_checkpoint(
+    trainer: Trainer, folder: RunFolder | NoFolder, force: bool
+) -> Checkpoint | None:
+    """The checked checkpoint on rank 0; None on the others."""
+    newest = folder.newest()
+    if newest is None:
+        return None
+    file = CheckpointFile(newest)
+    file.require_same_run(trainer.identity, force)
+    if file.step > trainer.recipe.steps:
+        raise FileError(newest, f"step {file.step} is beyond the run's {trainer.recipe.steps}")
+    before, now = processes_of(file.identity), trainer.processes.size
+    if before != now:
+        say(f"saved by {before} processes, resumed by {now}: the last bits differ from here on")
+    return file.read(trainer.model.params.flat.size)
+
+
+def _plot(options: argparse.Namespace, log: str) -> None:
+    if options.plot or can_plot():
+        plot_log(log, options.plot or os.path.join(options.out, PLOT_FILE))

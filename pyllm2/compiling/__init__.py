@@ -1,0 +1,1 @@
+"""How kernels written in Python and C become machine code."""

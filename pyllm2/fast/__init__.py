@@ -1,0 +1,1 @@
+"""Every kernel with tricks. The rest of the package works, slower, without this folder."""

@@ -1,0 +1,1 @@
+"""Llama-2 at the speed of the memory: decoding and training in Numba."""

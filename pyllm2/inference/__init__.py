@@ -1,0 +1,1 @@
+"""Load a model, generate text with it, compare it with another."""

@@ -1,0 +1,103 @@
+"""Containers of weights: arrays in one flat buffer, arrays still in a file, matrices in int8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+
+class Parameters(Mapping[str, Array]):
+    """Named arrays that are views into one vector `flat`, in the order given.
+
+        p = Parameters({"w": (2, 3), "b": (2,)})
+        p["w"] or p.w     (2, 3), a view: writing into it writes into p.flat
+        p.flat            (8,)
+
+    Gradients are Parameters of the same shapes. An optimizer works on `flat`.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], flat: Array | None = None) -> None:
+        sizes = {name: int(np.prod(shape, dtype=np.int64)) for name, shape in shapes.items()}
+        self.flat = np.zeros(sum(sizes.values()), np.float32) if flat is None else flat
+        self._views: dict[str, Array] = {}
+        start = 0
+        for name, shape in shapes.items():
+            self._views[name] = self.flat[start : start + sizes[name]].reshape(shape)
+            start += sizes[name]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: view.shape for name, view in self._views.items()}
+
+    def zeros_like(self) -> Parameters:
+        """The same names and shapes, all zero."""
+        return Parameters(self.shapes, np.zeros_like(self.flat))
+
+    def __getattr__(self, name: str) -> Array:
+        try:
+            return self.__dict__["_views"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __getitem__(self, name: str) -> Array:
+        return self._views[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+
+def check_shapes(arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check the shape of each array. Raises ValueError: the caller is wrong, not a file."""
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} has shape {arrays[name].shape}, expected {shape}")
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A matrix in int8, or a stack of one per layer, with one scale per group of elements.
+
+    values: (rows, cols) or (L, rows, cols)   scales: (groups,) or (L, groups) float32
+    Groups of `group_size` are cut from each flattened matrix. Activations, quantised row by row,
+    have scales (rows, cols // group_size).
+    """
+
+    values: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    group_size: int
+
+    def __getitem__(self, layer: int) -> Quantized:
+        """The matrix of one layer."""
+        return Quantized(self.values[layer], self.scales[layer], self.group_size)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + self.scales.nbytes
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A model whose arrays stay in a file until they are asked for, one layer of one at a time.
+
+    path: of the file or folder, for errors
+    config: a `Llama2Config` or a `GPT2Config`
+    shapes: of every array, with all of its layers, by the names of `config.shapes()`
+    read: (name, layer) -> that layer's slice, float32; layer is 0 for an array without layers
+    """
+
+    path: str
+    config: Any
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Callable[[str, int], Array]

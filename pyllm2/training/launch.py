@@ -1,0 +1,53 @@
+"""Whether this process is one of several that a launcher has started, and which."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pyllm2.errors import BackendError
+from pyllm2.training.processes import OneProcess
+
+# What launchers tell each process about the number of processes, by kind of MPI.
+SIZE_VARIABLES = "PMI_SIZE OMPI_COMM_WORLD_SIZE MV2_COMM_WORLD_SIZE".split()
+
+
+def started(environment: Mapping[str, str] = os.environ) -> int:
+    """How many processes a launcher says that it has started; 1 without a launcher."""
+    for name in SIZE_VARIABLES:
+        value = environment.get(name, "")
+        if value.isascii() and value.isdigit():
+            return max(1, int(value[:9]))
+    # PMIx, which srun uses, tells the rank only; Slurm tells the number of tasks.
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "")
+    if "PMIX_RANK" in environment and tasks.isascii() and tasks.isdigit():
+        return max(1, int(tasks[:9]))
+    return 1
+
+
+@contextmanager
+def of_this_run(use_mpi: bool = True) -> Iterator[Any]:
+    """The processes of this run. Without a launcher, or without `use_mpi`, MPI is not imported.
+
+    Raises BackendError if there are several and mpi4py is missing or belongs to another MPI.
+    """
+    size = started()
+    if size == 1 or not use_mpi:
+        yield OneProcess()
+        return
+    try:
+        from pyllm2.training import mpi
+    except ModuleNotFoundError:
+        raise BackendError(
+            f"started as one of {size} processes, which needs mpi4py: pip install 'pyllm2[mpi]' "
+            "(--no-mpi: each works by itself)"
+        ) from None
+    except (ImportError, RuntimeError) as error:  # mpi4py finds the library when it is imported
+        raise BackendError(
+            f"mpi4py cannot load MPI: {str(error).splitlines()[0]}; pip install mpich, or set "
+            "MPI4PY_LIBMPI to the libmpi of your mpiexec"
+        ) from None
+    with mpi.world(size) as world:
+        yield world

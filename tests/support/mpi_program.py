@@ -1,0 +1,59 @@
+"""What each rank of `tests/training/test_mpi.py` runs: `python -m tests.support.mpi_program OUT`.
+
+Rank 0 writes OUT, an .npz: for every backend the gradient of the first batches, and for every
+backend with and without ZeRO-1 the parameters, losses and norms of a short run.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyllm2.training import launch
+from pyllm2.training.recipe import Plan
+from tests.support.tested import able
+from tests.support.toy_training import Record, make_trainer
+
+PLAN = Plan(validate_every=0, validation_batches=1, save_every=0)
+
+
+def recipe(size: int) -> dict[str, Any]:
+    """One micro-batch per rank; no clipping, whose norm is summed in another order per size."""
+    return {"total_batch": 8 * size, "steps": 4, "clip": 0.0}
+
+
+def main(out: str) -> None:
+    found: dict[str, Any] = {}
+    data = Path(out).parent
+    with launch.of_this_run() as ranks:
+        for backend in able():
+            for zero in (False, True):
+                record = Record()
+                trainer = make_trainer(
+                    data,
+                    plan=PLAN,
+                    backend=backend,
+                    report=record,
+                    processes=ranks,
+                    zero=zero,
+                    **recipe(ranks.size),
+                )
+                trainer.run()
+                key = f"{backend} {int(zero)}"
+                found[f"params {key}"] = trainer.model.params.flat
+                found[f"losses {key}"] = [update.loss for update in record.updates]
+                found[f"norms {key}"] = [update.norm for update in record.updates]
+            trainer = make_trainer(
+                data, plan=PLAN, backend=backend, processes=ranks, **recipe(ranks.size)
+            )
+            trainer.gradient()
+            found[f"gradient {backend}"] = trainer.grads.flat
+        if ranks.rank == 0:
+            np.savez(out, **found)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
