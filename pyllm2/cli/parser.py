@@ -11,6 +11,7 @@ from pyllm2 import __version__
 from pyllm2.cli import (
     bench,
     chat,
+    conform,
     data,
     doctor,
     eval,
@@ -22,6 +23,7 @@ from pyllm2.cli import (
     tokenize,
     tokenizer,
     train,
+    vectors,
     warmup,
 )
 from pyllm2.cli.flags import Parser, sentence
@@ -40,6 +42,8 @@ COMMANDS = {
     "warmup": warmup,
     "gradcheck": gradcheck,
     "bench": bench,
+    "conform": conform,
+    "vectors": vectors,
 }
 
 

@@ -31,7 +31,8 @@ RULES = """
     training*                              <- * @
     inference*                             <- * training @
     bench testing*                         <- * training inference @
-    cli* __main__                          <- * training inference testing bench cli
+    conform*                               <- * training inference testing @
+    cli* __main__                          <- * training inference testing conform bench cli
 """
 # All modules but these may import NumPy; other libraries are allowed per module.
 WITHOUT_NUMPY = (
@@ -49,7 +50,7 @@ LIBRARIES = {
     "tiktoken": "tokenizers.byte_level",
     "regex": "tokenizers.word_patterns",
     "matplotlib": "training.plot bench",
-    "hypothesis": "testing* cli.gradcheck",
+    "hypothesis": "testing* cli.gradcheck cli.vectors conform.vectors",
     "tabulate tqdm": "cli*",
 }
 BOTTOM = "errors parameters formats memory mersenne stories compiling fast".split()
