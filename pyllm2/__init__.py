@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pyllm2.inference.language_model import LanguageModel
     from pyllm2.inference.load import load
     from pyllm2.inference.token import Token
+    from pyllm2.observe.trace import trace
     from pyllm2.tokenizers.chat_template import load_chat_template
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "__version__",
     "load",
     "load_chat_template",
+    "trace",
 ]
 
 _LAZY = {
@@ -43,6 +45,7 @@ _LAZY = {
     "LanguageModel": "pyllm2.inference.language_model",
     "Token": "pyllm2.inference.token",
     "load_chat_template": "pyllm2.tokenizers.chat_template",
+    "trace": "pyllm2.observe.trace",
 }
 
 

@@ -31,8 +31,8 @@ RULES = """
     training*                              <- * @
     inference*                             <- * training @
     bench testing*                         <- * training inference @
-    conform*                               <- * training inference testing @
-    cli* __main__                          <- * training inference testing conform bench cli
+    observe* conform*                      <- * training inference testing @
+    cli* __main__                          <- * training inference testing observe conform bench cli
 """
 # All modules but these may import NumPy; other libraries are allowed per module.
 WITHOUT_NUMPY = (
@@ -50,7 +50,7 @@ LIBRARIES = {
     "tiktoken": "tokenizers.byte_level",
     "regex": "tokenizers.word_patterns",
     "matplotlib": "training.plot bench",
-    "hypothesis": "testing* cli.gradcheck cli.vectors conform.vectors",
+    "hypothesis": "testing* observe.judge cli.gradcheck cli.vectors conform.vectors",
     "tabulate tqdm": "cli*",
 }
 BOTTOM = "errors parameters formats memory mersenne stories compiling fast".split()
@@ -114,7 +114,7 @@ def test_a_module_imports_only_what_it_may(module: str) -> None:
     """The tables above list every allowed import."""
     ours, others = imports(MODULES[module])
     if module == "__init__":  # imports its functions on demand
-        assert all(re.match("errors$|inference\\.|tokenizers\\b", name) for name in ours)
+        assert all(re.match("errors$|inference\\.|observe\\.|tokenizers\\b", name) for name in ours)
         return
     for name in sorted(ours):
         assert may_import(module, name), f"{module} imports {name}: {' '.join(rule_of(module))}"

@@ -1,0 +1,243 @@
+"""Where backends part ways: every op against its bound, and whole runs against theirs.
+
+    report = diff(model, ["numpy", "numba", "c"], "Once upon a time")
+    print(report)
+
+*local*: every backend's op gets the inputs that the reference run had, so that the op that is wrong
+is named even if everything after it is wrong too. *carried*: every backend runs on its own, and is
+compared with the propagated bound (`ensemble`). *whole*: passes in one piece have no ops to look
+at; they are compared where they leave traces, see `whole`. The reference is the specification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyllm2 import backends
+from pyllm2.errors import UsageError
+from pyllm2.inference.language_model import LanguageModel
+from pyllm2.observe.ensemble import Ensemble
+from pyllm2.observe.judge import Judge, measure
+from pyllm2.observe.record import Trace
+from pyllm2.observe.report import Entry, Fault, Report, TokenCheck
+from pyllm2.observe.runs import Prompt, Step, on_engine
+from pyllm2.observe.sources import sources_of
+from pyllm2.observe.trace import family_of, new_recorder, prompt_ids, traced_model
+from pyllm2.observe.whole import examine_whole_pass
+
+Array = NDArray[Any]
+
+
+def diff(
+    model: LanguageModel,
+    names: Sequence[str],
+    prompt: str | bytes | Iterable[int],
+    training: bool = False,
+) -> Report:
+    """Compare backends on a prompt, or, with `training`, on a training step of its tokens.
+
+    Raises BackendError, ContextError, TokenizerError, UsageError.
+    """
+    ids = prompt_ids(model, prompt)
+    for name in names:
+        backends.require(name)
+    if training:
+        if len(ids) < 2:
+            raise UsageError("training needs a prompt of at least 2 tokens")
+        x, y = np.array([ids[:-1]]), np.array([ids[1:]])
+        model.loss(x, y)  # raises for a model that cannot be trained
+        run: Any = Step(x, y)
+        subject = model.trainable
+    else:
+        run, subject = Prompt(ids), model.model
+    title = f"{len(ids)} tokens, {run.name}, {', '.join(names)}"
+    report = Report(title, list(names))
+    compare(report, subject, run, names)
+    return report
+
+
+def compare(report: Report, model: Any, run: Any, names: Sequence[str]) -> None:
+    """Add to a report what a run of a model shows about backends."""
+    family = family_of(model)
+    judge = Judge(family)
+    reference = reference_trace(model, family, run)
+    ensemble = Ensemble(model, family, run)
+    engines = {name: backends.engine(name, family=family) for name in names}
+
+    tapped: dict[str, Any] = {}  # the ops of whole passes that are composed of ops of their own
+    wholes = {}
+    for name, engine in engines.items():
+        if _has_whole(engine, run):
+            wholes[name] = whole_results(model, engine, run, tapped, name)
+    locals_ = {name: engine.ops for name, engine in engines.items()} | tapped
+    compare_ops(report, judge, reference, run, locals_, tapped)
+    for name, engine in engines.items():
+        compare_carried(report, model, family, run, name, engine.ops, ensemble, reference)
+    for name, found in wholes.items():
+        examine_whole_pass(report, model, run, engines[name], found, ensemble, reference)
+    if isinstance(run, Prompt):
+        for name, engine in engines.items():
+            logits = wholes[name] if name in wholes else _composed(model, engine, run)
+            report.tokens.append(_compare_tokens(name, logits, ensemble))
+
+
+def reference_trace(model: Any, family: str, run: Any) -> Trace:
+    """The run on the specification, op by op."""
+    recorder = new_recorder(model, family)
+    run(traced_model(model, recorder, backends.ops("numpy", package=family)), recorder)
+    return Trace(recorder.records, family, backend="numpy")
+
+
+def _has_whole(engine: backends.Engine, run: Any) -> bool:
+    return (engine.forward if isinstance(run, Prompt) else engine.add_gradient) is not None
+
+
+def whole_results(
+    model: Any, engine: backends.Engine, run: Any, tapped: dict[str, Any], name: str
+) -> dict[str, Array] | Exception:
+    """Results of the whole pass; the ops that it composes a part of go to `tapped`."""
+    rival = on_engine(model, engine)
+    with_ops = rival.with_ops
+
+    def tapping(ops: Any) -> Any:
+        tapped[f"{name} (prompt)"] = ops
+        return with_ops(ops)
+
+    setattr(rival, "with_ops", tapping)  # noqa: B010 (of this object only)
+    try:
+        return run(rival)
+    except Exception as error:  # whatever a wrong kernel raises is a finding
+        return error
+
+
+def compare_ops(
+    report: Report,
+    judge: Judge,
+    reference: Trace,
+    run: Any,
+    ops: dict[str, Any],
+    tapped: Mapping[str, Any],
+) -> None:
+    """Every op of every backend with the inputs of the reference.
+
+    tapped: those of `ops` that belong to a whole pass
+    """
+    outside: dict[tuple[str, str], Entry] = {}
+    unknown = set()
+    for record in reference:
+        bounded = judge.bounded(record)
+        if bounded is None:
+            unknown.add(record.op)
+            continue
+        for name, module in ops.items():
+            if name in tapped and record.rows == 1:
+                continue  # its whole pass has another way for a single token
+            allowed = judge.of_partial_sums(record) if name in tapped else bounded
+            found = judge.run(getattr(module, record.op), record, allowed or bounded)
+            entry = Entry(
+                "local", run.name, name, record.index, record.name, record.op, record.layer, found
+            )
+            report.entries.append(entry)
+            if not found.inside:
+                outside.setdefault((name, record.op), entry)
+    for (name, op), entry in outside.items():
+        text = f"{name}: {op}, first at {entry.name}: {words(entry.found)}"
+        source = tuple(sources_of(reference.family, op))
+        report.faults.append(
+            Fault("local", run.name, name, (op,), entry.name, entry.found, text, source)
+        )
+    if unknown:
+        report.notes.append(f"no bound is known for {', '.join(sorted(unknown))}")
+
+
+def words(found: Any) -> str:
+    """Example: "0.0123 off, 35 times its bound, 5e+04 ulp" """
+    if found.note and not np.isfinite(found.share):
+        return str(found.note)
+    return f"{found.error:.3g} off, {found.share:.3g} times its bound, {found.ulp:.3g} ulp"
+
+
+def compare_carried(
+    report: Report,
+    model: Any,
+    family: str,
+    run: Any,
+    name: str,
+    ops: Any,
+    ensemble: Ensemble,
+    reference: Trace,
+) -> None:
+    """A backend's own run, composed of its plain ops, against the propagated bound."""
+    recorder = new_recorder(model, family)
+    try:
+        with np.errstate(all="ignore"):
+            run(traced_model(model, recorder, ops), recorder)
+    except Exception as error:
+        text = f"{name}: a run of the plain ops raises {type(error).__name__}: {error}"[:200]
+        at = len(recorder.records)
+        where = reference[min(at, len(reference) - 1)]
+        fault = Fault("carried", run.name, name, (where.op,), where.name, _raised(error), text)
+        report.faults.append(fault)
+        return
+    first = None
+    for record, spreads in zip(recorder.records, ensemble.records, strict=True):
+        worst = None
+        for result in spreads:
+            found = measure(record.outputs[result], *ensemble.bound(record.index, result))
+            worst = found if worst is None else worst.worse(found)
+        assert worst is not None
+        entry = Entry(
+            "carried", run.name, name, record.index, record.name, record.op, record.layer, worst
+        )
+        report.entries.append(entry)
+        first = first or (None if worst.inside else entry)
+    named = [f for f in report.faults if f.kind == "local" and f.backend == name]
+    if first is not None and not named:
+        text = f"{name}: {first.name} of a run on its own: {words(first.found)}; no op is outside"
+        fault = Fault(
+            "carried",
+            run.name,
+            name,
+            (first.op,),
+            first.name,
+            first.found,
+            text,
+            tuple(sources_of(family, first.op)),
+        )
+        report.faults.append(fault)
+
+
+def _raised(error: Exception) -> Any:
+    from pyllm2.observe.judge import wrong
+
+    return wrong(f"raises {type(error).__name__}")
+
+
+def _composed(model: Any, engine: backends.Engine, run: Any) -> dict[str, Array] | Exception:
+    try:
+        return run(on_engine(model, backends.Engine(engine.ops)))
+    except Exception as error:
+        return error
+
+
+def _compare_tokens(
+    name: str, found: dict[str, Array] | Exception, ensemble: Ensemble
+) -> TokenCheck:
+    """The most probable token after each position; the first that differs from float64's."""
+    if isinstance(found, Exception):
+        return TokenCheck(name, 0, inside=False)
+    value, error = ensemble.named["logits"].bound(1)
+    logits = found["logits"]
+    with np.errstate(all="ignore"):
+        ours, theirs = value.argmax(axis=-1), logits.argmax(axis=-1)
+    for t in np.flatnonzero(ours != theirs):
+        margin = float(value[t, ours[t]] - value[t, theirs[t]])
+        allowed = float(2 * error[t, 0])
+        return TokenCheck(
+            name, int(t), int(ours[t]), int(theirs[t]), margin, allowed, margin <= allowed
+        )
+    return TokenCheck(name, None)
