@@ -50,7 +50,8 @@ LIBRARIES = {
     "tiktoken": "tokenizers.byte_level",
     "regex": "tokenizers.word_patterns",
     "matplotlib": "training.plot bench",
-    "hypothesis": "testing* observe.judge cli.gradcheck cli.vectors conform.vectors",
+    "hypothesis": "testing* observe.judge observe.spec_measured cli.gradcheck cli.vectors"
+    " conform.vectors",
     "tabulate tqdm": "cli*",
 }
 BOTTOM = "errors parameters formats memory mersenne stories compiling fast".split()
