@@ -21,12 +21,12 @@ from pyllm2 import backends
 from pyllm2.errors import UsageError
 from pyllm2.inference.language_model import LanguageModel
 from pyllm2.observe.ensemble import Ensemble
-from pyllm2.observe.judge import Judge, measure
-from pyllm2.observe.record import Trace
+from pyllm2.observe.judge import measure
 from pyllm2.observe.report import Entry, Fault, Report, TokenCheck
 from pyllm2.observe.runs import Prompt, Step, on_engine
 from pyllm2.observe.sources import sources_of
-from pyllm2.observe.trace import family_of, new_recorder, prompt_ids, traced_model
+from pyllm2.observe.standard import Standard
+from pyllm2.observe.trace import new_recorder, prompt_ids, traced_model
 from pyllm2.observe.whole import examine_whole_pass
 
 Array = NDArray[Any]
@@ -56,17 +56,14 @@ def diff(
         run, subject = Prompt(ids), model.model
     title = f"{len(ids)} tokens, {run.name}, {', '.join(names)}"
     report = Report(title, list(names))
-    compare(report, subject, run, names)
+    compare(report, Standard(subject, run), names)
     return report
 
 
-def compare(report: Report, model: Any, run: Any, names: Sequence[str]) -> None:
+def compare(report: Report, standard: Standard, names: Sequence[str]) -> None:
     """Add to a report what a run of a model shows about backends."""
-    family = family_of(model)
-    judge = Judge(family)
-    reference = reference_trace(model, family, run)
-    ensemble = Ensemble(model, family, run)
-    engines = {name: backends.engine(name, family=family) for name in names}
+    model, run = standard.model, standard.run
+    engines = {name: backends.engine(name, family=standard.family) for name in names}
 
     tapped: dict[str, Any] = {}  # the ops of whole passes that are composed of ops of their own
     wholes = {}
@@ -74,22 +71,15 @@ def compare(report: Report, model: Any, run: Any, names: Sequence[str]) -> None:
         if _has_whole(engine, run):
             wholes[name] = whole_results(model, engine, run, tapped, name)
     locals_ = {name: engine.ops for name, engine in engines.items()} | tapped
-    compare_ops(report, judge, reference, run, locals_, tapped)
+    compare_ops(report, standard, locals_, tapped)
     for name, engine in engines.items():
-        compare_carried(report, model, family, run, name, engine.ops, ensemble, reference)
+        compare_carried(report, standard, name, engine.ops)
     for name, found in wholes.items():
-        examine_whole_pass(report, model, run, engines[name], found, ensemble, reference)
+        examine_whole_pass(report, standard, engines[name], found)
     if isinstance(run, Prompt):
         for name, engine in engines.items():
             logits = wholes[name] if name in wholes else _composed(model, engine, run)
-            report.tokens.append(_compare_tokens(name, logits, ensemble))
-
-
-def reference_trace(model: Any, family: str, run: Any) -> Trace:
-    """The run on the specification, op by op."""
-    recorder = new_recorder(model, family)
-    run(traced_model(model, recorder, backends.ops("numpy", package=family)), recorder)
-    return Trace(recorder.records, family, backend="numpy")
+            report.tokens.append(_compare_tokens(name, logits, standard.ensemble))
 
 
 def _has_whole(engine: backends.Engine, run: Any) -> bool:
@@ -115,21 +105,17 @@ def whole_results(
 
 
 def compare_ops(
-    report: Report,
-    judge: Judge,
-    reference: Trace,
-    run: Any,
-    ops: dict[str, Any],
-    tapped: Mapping[str, Any],
+    report: Report, standard: Standard, ops: dict[str, Any], tapped: Mapping[str, Any]
 ) -> None:
     """Every op of every backend with the inputs of the reference.
 
     tapped: those of `ops` that belong to a whole pass
     """
+    judge, run = standard.judge, standard.run
     outside: dict[tuple[str, str], Entry] = {}
     unknown = set()
-    for record in reference:
-        bounded = judge.bounded(record)
+    for record in standard.reference:
+        bounded = standard.bounded(record)
         if bounded is None:
             unknown.add(record.op)
             continue
@@ -146,7 +132,7 @@ def compare_ops(
                 outside.setdefault((name, record.op), entry)
     for (name, op), entry in outside.items():
         text = f"{name}: {op}, first at {entry.name}: {words(entry.found)}"
-        source = tuple(sources_of(reference.family, op))
+        source = tuple(sources_of(standard.family, op))
         report.faults.append(
             Fault("local", run.name, name, (op,), entry.name, entry.found, text, source)
         )
@@ -161,17 +147,10 @@ def words(found: Any) -> str:
     return f"{found.error:.3g} off, {found.share:.3g} times its bound, {found.ulp:.3g} ulp"
 
 
-def compare_carried(
-    report: Report,
-    model: Any,
-    family: str,
-    run: Any,
-    name: str,
-    ops: Any,
-    ensemble: Ensemble,
-    reference: Trace,
-) -> None:
+def compare_carried(report: Report, standard: Standard, name: str, ops: Any) -> None:
     """A backend's own run, composed of its plain ops, against the propagated bound."""
+    model, run, family = standard.model, standard.run, standard.family
+    reference, ensemble = standard.reference, standard.ensemble
     recorder = new_recorder(model, family)
     try:
         with np.errstate(all="ignore"):

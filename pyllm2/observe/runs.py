@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -71,7 +71,7 @@ def on_engine(model: Any, engine: Engine) -> Any:
 
 # ---- smaller models, to look inside a whole pass ------------------------------------------------
 
-LAST = {"attention": ("w2", "fcprojw", "fcprojb", "b2"), "layer": ()}
+LAST: dict[str, tuple[str, ...]] = {"attention": ("w2", "fcprojw", "fcprojb", "b2"), "layer": ()}
 NOTHING_BUT_ENDS = (*LAST["attention"], "wo", "bo", "attprojw", "attprojb")
 
 
@@ -123,10 +123,3 @@ def probe(model: Llama2, layer: int, stream: Array, zero: Sequence[str]) -> Llam
             found[name] = zeroed(one) if name in zero else one
     small = layers_of(config, layer, 1, vocab_size=V)
     return Llama2(small, type(model.weights)(**found), model.engine)
-
-
-def probes(model: Llama2, streams: Sequence[Array]) -> Iterator[tuple[int, str, Llama2]]:
-    """For each layer a probe that ends after attention, and one of the whole layer."""
-    for layer, stream in enumerate(streams):
-        for part, zero in LAST.items():
-            yield layer, part, probe(model, layer, stream, zero)

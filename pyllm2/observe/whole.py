@@ -9,6 +9,8 @@ by op, on the backend's plain ops: those were all compared by `diff`.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,6 +27,7 @@ from pyllm2.observe.record import Record, Trace
 from pyllm2.observe.report import Entry, Fault, Report
 from pyllm2.observe.runs import Prompt, Step
 from pyllm2.observe.sources import whole_sources
+from pyllm2.observe.standard import Standard
 
 Array = NDArray[Any]
 # Right code uses a few hundredths of a propagated bound. A stretch begins after the last trace
@@ -34,16 +37,10 @@ Found = dict[str, Array]
 
 
 def examine_whole_pass(
-    report: Report,
-    model: Any,
-    run: Any,
-    engine: Engine,
-    found: Found | Exception,
-    ensemble: Ensemble,
-    reference: Trace,
+    report: Report, standard: Standard, engine: Engine, found: Found | Exception
 ) -> None:
     """Add the traces of a whole pass to a report, and the stretch that is wrong, if one is."""
-    name = engine.name
+    run, reference, name = standard.run, standard.reference, engine.name
     whole = f"{name}: the whole pass of {run.name}"
     source = tuple(whole_sources(reference.family, name, run.name))
     if isinstance(found, Exception):
@@ -53,7 +50,7 @@ def examine_whole_pass(
         report.faults.append(fault)
         return
     first, clear = None, ""
-    for index, (place, layer, off) in enumerate(taps(run, found, ensemble)):
+    for index, (place, layer, off) in enumerate(taps(run, found, standard.ensemble)):
         report.entries.append(Entry("whole", run.name, name, index, place, "", layer, off))
         if first is None and not off.inside:
             first = place, off
@@ -62,7 +59,7 @@ def examine_whole_pass(
     if first is None:
         return
     place, off = first
-    inside = _inside(model, run, engine, reference) or _stretch(run, place, clear, reference)
+    inside = _inside(standard, engine) or _stretch(run, place, clear, reference)
     where, stretch = inside
     ops = tuple(dict.fromkeys(r.op for r in stretch))
     text = f"{whole}: {place} is {off.share:.3g} times its bound away; the fault is in {where}: "
@@ -141,25 +138,28 @@ def _gradients_in_order(found: Found) -> Iterator[tuple[str, int | None]]:
 Stretch = tuple[str, list[Record]]
 
 
-def _inside(model: Any, run: Any, engine: Engine, reference: Trace) -> Stretch | None:
+def _inside(standard: Standard, engine: Engine) -> Stretch | None:
     """The stretch by smaller models; None if they show nothing, or there are none."""
-    if isinstance(run, Step):
-        return _inside_training(model, run, engine, reference)
-    if isinstance(model, Llama2) and not is_int8(model):
-        return _inside_layers(model, run, engine, reference)
+    if isinstance(standard.run, Step):
+        return _inside_training(standard, engine)
+    if isinstance(standard.model, Llama2) and not is_int8(standard.model):
+        return _inside_layers(standard, engine)
     return None
 
 
-def _inside_layers(model: Llama2, run: Prompt, engine: Engine, reference: Trace) -> Stretch | None:
+def _inside_layers(standard: Standard, engine: Engine) -> Stretch | None:
     """Each layer by itself, with the reference's stream as its input."""
-    ids = Prompt(range(len(run.ids)))
-    for layer, part, single in runs.probes(model, _streams(model, reference)):
+    model, reference = standard.model, standard.reference
+    ids = Prompt(range(len(standard.run.ids)))
+    streams = _streams(model, reference)
+    for layer, part in itertools.product(range(len(streams)), runs.LAST):
+        make = functools.partial(runs.probe, model, layer, streams[layer], runs.LAST[part])
+        single, ensemble = standard.smaller((layer, part), make, ids)
         try:
             with np.errstate(all="ignore"):
                 found = ids(runs.on_engine(single, engine))
         except Exception:
             return None
-        ensemble = Ensemble(single, "llama2", ids)
         ops = reference.where(layer=layer, call=0)
         before = _split(ops, "ffn_norm")
         if layer == 0:
@@ -199,8 +199,9 @@ def _split(records: Trace, weight: str, after: bool = False) -> list[Record]:
     return list(records[at:] if after else records[:at])
 
 
-def _inside_training(model: Any, run: Step, engine: Engine, reference: Trace) -> Stretch | None:
+def _inside_training(standard: Standard, engine: Engine) -> Stretch | None:
     """The first layers of the model: the first whose losses are outside. None: the losses are."""
+    model, run, reference = standard.model, standard.run, standard.reference
     forward = reference.where(phase="forward")
     norm = "ffn_norm" if reference.family == "llama2" else "ln2w"
     L = len(model.params["w2" if reference.family == "llama2" else "fcprojw"])
@@ -217,11 +218,11 @@ def _inside_training(model: Any, run: Step, engine: Engine, reference: Trace) ->
         steps.append((layer + 1, (), f"{words}, feed-forward", ffn))
     suspect: list[Record] = []
     for count, zero, words, records in steps:
-        small = runs.shortened(model, count, zero)
+        make = functools.partial(runs.shortened, model, count, zero)
+        small, ensemble = standard.smaller((count, tuple(zero)), make, run)
         rival = runs.on_engine(small, engine)
         with np.errstate(all="ignore"):
             losses = rival.losses(run.x, run.y)
-        ensemble = Ensemble(small, reference.family, run)
         value, error = _bound(ensemble, "losses", 2)
         off = measure(losses.reshape(run.x.shape), value, error)
         suspect = [*suspect, *records] if off.share > CLEARLY else records

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from hypothesis import given
 
 from pyllm2 import backends
 from pyllm2.errors import BackendError, UsageError
-from pyllm2.observe.diff import diff
+from pyllm2.observe.diff import compare, diff
 from pyllm2.observe.report import Report
+from pyllm2.observe.runs import Prompt, Step
+from pyllm2.observe.standard import Standard
 from tests.observe.broken import break_op
 from tests.observe.models import fixed, language_models
 from tests.support.command import in_process
@@ -25,11 +28,23 @@ RIVAL = "c-strict"
 needs_c = pytest.mark.skipif(backends.why_not(RIVAL) is not None, reason="needs a C compiler")
 
 
+@functools.cache
+def standard_of(family: str, training: bool) -> Standard:
+    model = fixed(family)
+    if not training:
+        return Standard(model.model, Prompt(IDS))
+    return Standard(model.trainable, Step(np.array([IDS[:-1]]), np.array([IDS[1:]])))
+
+
+def found_by(family: str, training: bool, backend: str) -> Report:
+    report = Report("", [backend])
+    compare(report, standard_of(family, training), [backend])
+    return report
+
+
 def ops_of_trace(family: str, training: bool) -> list[str]:
-    report = diff(fixed(family), ["numpy"], IDS, training)
-    return sorted(
-        {e.op for e in report.entries if e.kind == "local"} - {"dropout", "residual_backward"}
-    )
+    reference = standard_of(family, training).reference
+    return sorted({r.op for r in reference} - {"dropout", "residual_backward"})
 
 
 @few(5)
@@ -62,7 +77,7 @@ def test_a_wrong_op_is_named(family: str, training: bool, monkeypatch: pytest.Mo
     for op in names:
         with monkeypatch.context() as patch:
             break_op(patch, "numpy", op)
-            report = diff(fixed(family), ["numpy"], IDS, training)
+            report = found_by(family, training, "numpy")
         assert only_local(report) == {op}
         assert not report.passed
         assert f"numpy: {op}, first at " in str(report)
@@ -83,7 +98,7 @@ def test_the_stretch_of_a_wrong_whole_pass_is_named(
             continue
         with monkeypatch.context() as patch:
             break_op(patch, RIVAL, op, whole=True)
-            report = diff(fixed(family), [RIVAL], IDS, training)
+            report = found_by(family, training, RIVAL)
         (fault,) = report.faults or pytest.fail(f"{op}: nothing is outside")
         assert (fault.kind, fault.backend) == ("whole", RIVAL)
         assert op in fault.ops, fault.text
