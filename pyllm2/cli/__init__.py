@@ -6,6 +6,7 @@ bug in pyllm2, 129, 130 and 143 signals, 141 a closed pipe. Text goes to stdout,
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import traceback
@@ -48,7 +49,9 @@ def _run(argv: list[str]) -> int:
         return 1
     except SystemExit as stop:  # --help, --version, a signal
         return stop.code if isinstance(stop.code, int) else 1
-    except Exception:
+    except Exception as error:
+        if type(error).__module__ == "bdb":  # `q` in a debugger
+            return EXIT_INTERRUPTED
         traceback.print_exc()
         tell("pyllm2: this is a bug in pyllm2; please report it with the lines above")
         return EXIT_BUG
@@ -59,7 +62,7 @@ def _dispatch(argv: list[str]) -> int:
         set_threads(None)
         return run.main(argv[1:])
     parser = parser_of()
-    options = parser.parse_args(argv)
+    options = parser.parse_args(argv, argparse.Namespace(argv=argv))
     if options.command is None:
         parser.print_help()
         return 0

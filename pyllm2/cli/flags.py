@@ -172,9 +172,9 @@ def add_stop(parser: Any) -> None:
     )
 
 
-def add_texts(parser: Any) -> None:
+def add_texts(parser: Any, nargs: str = "+") -> None:
     """TEXT ... and --separator."""
-    parser.add_argument("texts", nargs="+", metavar="TEXT", help="text file (-: standard input)")
+    parser.add_argument("texts", nargs=nargs, metavar="TEXT", help="text file (-: standard input)")
     parser.add_argument(
         "--separator",
         metavar="LINE",

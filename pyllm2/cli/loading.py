@@ -26,8 +26,9 @@ def open_model(
 
 
 def find_tokenizer(model: str) -> str:
-    """tokenizer.bin beside the model, else in the current folder."""
-    beside = os.path.join(os.path.dirname(model), DEFAULT_TOKENIZER)
+    """tokenizer.bin beside the model or in its folder, else in the current folder."""
+    folder = model if os.path.isdir(model) else os.path.dirname(model)
+    beside = os.path.join(folder, DEFAULT_TOKENIZER)
     for path in (beside, DEFAULT_TOKENIZER):
         if os.path.exists(path):
             return path

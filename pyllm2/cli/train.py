@@ -29,7 +29,10 @@ def main(options: argparse.Namespace) -> int:
 
         return train_text.main(options)
     from pyllm2.cli import ranks
+    from pyllm2.cli.train_command import recalled
 
+    options = recalled(options)
+    options.asked = {"threads": options.threads}  # before the processes share the processors
     with ranks.of_this_run(options) as processes:
         from pyllm2.cli import train_run
 
@@ -59,8 +62,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_text_flags(parser: argparse.ArgumentParser) -> None:
-    add_texts(parser)
+    add_texts(parser, "*")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="new folder for the results")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in FOLDER, with the flags that it began with",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace the run in FOLDER by a new one"
+    )
     parser.add_argument(
         "--minutes",
         type=numbers.above_0,

@@ -72,9 +72,9 @@ def _add_run(parser: argparse.ArgumentParser, init: str) -> Any:
 
 def _add_files(group: Any, init: str) -> None:
     add = group.add_argument
-    add("--init", required=True, metavar="MODEL", help=init)
-    add("--train", required=True, nargs="+", metavar="GLOB", help="training token shards")
-    add("--val", required=True, nargs="+", metavar="GLOB", help="validation token shards")
+    add("--init", metavar="MODEL", help=init)
+    add("--train", nargs="+", metavar="GLOB", help="training token shards: files or patterns")
+    add("--val", nargs="+", metavar="GLOB", help="validation token shards: files or patterns")
     add(
         "--out",
         required=True,
@@ -84,8 +84,8 @@ def _add_files(group: Any, init: str) -> None:
     add(
         "--tokenizer",
         metavar="FILE",
-        help="tokenizer file, gpt2 or bytes: decodes samples, sets the vocabulary size of a new "
-        "model, and is copied to FOLDER (default: none)",
+        help="tokenizer file, gpt2 or bytes: sets the vocabulary size, decodes samples "
+        "(default: tokenizer.bin beside the training shards)",
     )
 
 
@@ -136,10 +136,14 @@ def _add_intervals(group: Any) -> None:
     ):
         _flag(group, spec, kind, default, text)
     add = group.add_argument
-    add("--resume", action="store_true", help="resume from the newest checkpoint in FOLDER")
+    add(
+        "--resume",
+        action="store_true",
+        help="resume from the newest checkpoint in FOLDER, with the flags of its run",
+    )
     add(
         "--force",
         action="store_true",
-        help="resume even if the backend or the number of threads has changed",
+        help="replace the run in FOLDER; with --resume: even if backend or threads have changed",
     )
     add("--plot", metavar="FILE", help="file of the loss plot (default: FOLDER/loss.png)")

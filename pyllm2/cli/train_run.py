@@ -17,6 +17,7 @@ from pyllm2 import __version__, backends, memory
 from pyllm2.cli.output import say
 from pyllm2.cli.outputs import check_output
 from pyllm2.cli.progress import Progress
+from pyllm2.cli.train_command import RUN_FILE, remember, resume_command
 from pyllm2.errors import ConfigError, FileError, FormatError, UsageError, os_errors
 from pyllm2.inference.sample import sample
 from pyllm2.tokenizers import load_tokenizer
@@ -32,7 +33,7 @@ from pyllm2.training.signals import StopRequest, stop_requests
 from pyllm2.training.trainer import Trainer
 
 MODEL_FILE, TOKENIZER_FILE, PLOT_FILE = "model.bin", "tokenizer.bin", "loss.png"
-OWN_FILES = (MODEL_FILE, TOKENIZER_FILE, PLOT_FILE)  # of a finished run
+OWN_FILES = (MODEL_FILE, TOKENIZER_FILE, PLOT_FILE, RUN_FILE)  # beside checkpoints and log
 # The fields of a Recipe that are flags of the same name.
 SAME_NAMES = (
     "batch context learning_rate warmup schedule final_fraction weight_decay decay beta1 beta2 "
@@ -70,6 +71,7 @@ class Setup:
 
 def main(options: argparse.Namespace, processes: Processes) -> int:
     """Train; returns 0 when the run is finished, 130 or 143 when a signal has stopped it."""
+    asked = argparse.Namespace(**{**vars(options), **getattr(options, "asked", {})})
     setup = processes.together(lambda: _prepare(options, processes))
     _require_same(processes, setup)
     with stop_requests() as stop, _folder(options, processes) as folder:
@@ -77,6 +79,10 @@ def main(options: argparse.Namespace, processes: Processes) -> int:
         trainer = _trainer(options, setup, folder, progress, stop, processes)
         if options.resume:
             _resume(trainer, folder, options.force)
+        if processes.rank == 0:
+            remember(asked)
+            if setup.tokenizer is not None:  # so that a checkpoint can be tried at once
+                setup.tokenizer.write_tokenizer(os.path.join(options.out, TOKENIZER_FILE))
         try:
             finished = trainer.run()
         finally:
@@ -109,7 +115,8 @@ def _folder(options: argparse.Namespace, processes: Processes) -> Iterator[RunFo
         def enter() -> RunFolder | NoFolder:
             if processes.rank > 0:
                 return NoFolder()
-            return stack.enter_context(open_folder(options.out, options.resume))
+            anew = OWN_FILES if options.force and not options.resume else None
+            return stack.enter_context(open_folder(options.out, options.resume, anew))
 
         yield processes.together(enter)
 
@@ -117,19 +124,19 @@ def _folder(options: argparse.Namespace, processes: Processes) -> Iterator[RunFo
 def _finish(
     options: argparse.Namespace, setup: Setup, trainer: Trainer, progress: Progress, finished: bool
 ) -> None:
-    """Write the trained model, tokenizer and plot, and say what to do next."""
+    """Write the model as it is, tokenizer and plot, and say what to do next."""
     target = os.path.join(options.out, MODEL_FILE)
-    if finished:
-        setup.family.save_parameters(target, setup.model.config, setup.model.params)
-        if setup.tokenizer is not None:
-            setup.tokenizer.write_tokenizer(os.path.join(options.out, TOKENIZER_FILE))
-        _plot(options, trainer.folder.log.path)
-        say(f"to train it further, into another folder: --init {shlex.quote(target)}")
+    setup.family.save_parameters(target, setup.model.config, setup.model.params)
+    _plot(options, trainer.folder.log.path)
     say(progress.summary(trainer.step))
     if finished:
-        say(f"model: {target}")
+        say(f"to train it further, into another folder: --init {shlex.quote(target)}")
     else:
-        say(f"stopped after {trainer.step} of {setup.recipe.steps} steps; --resume continues")
+        say(f"stopped after {trainer.step} of {setup.recipe.steps} steps")
+        say(f"to go on: {resume_command(options.family, options.out)}")
+    if setup.tokenizer is not None:
+        say(f"to try it: pyllm2 generate {shlex.quote(options.out)}")
+    say(f"model: {target}")
 
 
 def _require_same(processes: Processes, setup: Setup) -> None:
@@ -155,7 +162,7 @@ def _prepare(options: argparse.Namespace, processes: Processes) -> Setup:
         processes.size,
     )
     family = importlib.import_module(f"pyllm2.{options.family}.family")
-    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
+    tokenizer = _tokenizer(options)
     config = _config(options, family, tokenizer, processes)
     V, B, T = config.vocab_size, options.batch, options.context
     share = processes.rank, processes.size
@@ -172,6 +179,37 @@ def _prepare(options: argparse.Namespace, processes: Processes) -> Setup:
     }
     model = _model(options, family, config, machine)
     return Setup(family, tokenizer, model, train_data, validation_data, recipe, plan, identity)
+
+
+def _tokenizer(options: argparse.Namespace) -> Any:
+    """--tokenizer, else tokenizer.bin beside the training shards, which is set as the flag.
+
+    Raises UsageError if nothing says how large the vocabulary of a new model is.
+    """
+    if options.tokenizer:
+        return load_tokenizer(options.tokenizer)
+    init, beside = options.init, os.path.join(os.path.dirname(options.train[0]), TOKENIZER_FILE)
+    known = _is_file(init) or "vocab=" in init
+    if os.path.isfile(beside):
+        found = load_tokenizer(beside)
+        size = _vocabulary(options) if known else found.vocab_size
+        if size == found.vocab_size:
+            options.tokenizer = beside
+            return found
+        say(f"{beside} has {found.vocab_size} tokens, the model {size}: samples are ids")
+    elif not known and "=" in init:
+        raise UsageError(
+            f"--init {init}: the size of the vocabulary is not known (there is no {beside}): "
+            "add --tokenizer FILE, or vocab=N"
+        )
+    return None
+
+
+def _vocabulary(options: argparse.Namespace) -> int:
+    """The vocabulary size that --init names, in a file or as vocab=N."""
+    family = importlib.import_module(f"pyllm2.{options.family}.family")
+    read = family.load_config if _is_file(options.init) else family.descriptor
+    return int(read(options.init).vocab_size)
 
 
 def _is_file(init: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import os
 import shlex
 import shutil
@@ -16,16 +15,15 @@ import numpy as np
 
 from pyllm2 import backends
 from pyllm2.cli import signals, train_run
-from pyllm2.cli.flags import Parser
 from pyllm2.cli.output import say
-from pyllm2.cli.train_flags import add_llama2_flags
+from pyllm2.cli.train_command import RUN_FILE, parser_of, recall, resume_command, words
 from pyllm2.errors import FileError, UsageError, os_errors
 from pyllm2.formats.sentencepiece_model import to_vocabulary
 from pyllm2.formats.text import Text, describe, open_texts
 from pyllm2.llama2 import family
 from pyllm2.tokenizers.sentencepiece import SentencePieceTokenizer
 from pyllm2.training import launch, processes, sizing
-from pyllm2.training.folder import LOCK, LOG, checkpoints
+from pyllm2.training.folder import LOCK, LOG, checkpoints, open_folder
 from pyllm2.training.prepare import prepare
 from pyllm2.training.vocabulary import train_vocabulary
 
@@ -44,10 +42,13 @@ def main(options: argparse.Namespace) -> int:
             f"train text: started as {count} processes, runs in one; the command that it prints "
             "can be started by mpiexec"
         )
-    if os.path.isdir(out) and checkpoints(out):
-        raise FileError(out, "already contains a run: choose another folder")
-    if os.path.lexists(out) and (not os.path.isdir(out) or os.listdir(out)):
-        raise FileError(out, "already exists: choose a new folder")
+    if options.resume:
+        return _resume(options)
+    if not options.texts:
+        raise UsageError(
+            "the following arguments are required: TEXT (see pyllm2 train text --help)"
+        )
+    _make_room(out, options.force)
     with open_texts(options.texts, options.separator) as texts, _new_run(out):
         say(describe(texts))
         tokenizer, nbytes = _tokenizer(texts)
@@ -56,12 +57,39 @@ def main(options: argparse.Namespace) -> int:
         arguments = _arguments(options, choice, context)
         command = f"pyllm2 train llama2 {shlex.join(arguments)}"
         say(command)
-        parser = Parser(prog="pyllm2 train llama2")
-        add_llama2_flags(parser)
-        code = train_run.main(parser.parse_args(arguments), processes.OneProcess())
-        if code:
-            say(f"to continue: {command} --resume")
-        return code
+        return train_run.main(parser_of("llama2").parse_args(arguments), processes.OneProcess())
+
+
+def _resume(options: argparse.Namespace) -> int:
+    """Go on with the run in the folder, as it began; the texts are in its shards already."""
+    if not os.path.exists(os.path.join(options.out, RUN_FILE)):
+        raise FileError(options.out, "has no run to resume")
+    family, arguments = recall(options.out)
+    for flag in ("backend", "threads"):
+        if (value := getattr(options, flag)) is not None:
+            arguments += [f"--{flag}", str(value)]
+    if options.force:
+        arguments.append("--force")
+    say(resume_command(family, options.out))
+    resumed = parser_of(family).parse_args([*arguments, "--resume"])
+    return train_run.main(resumed, processes.OneProcess())
+
+
+def _make_room(out: str, force: bool) -> None:
+    """Refuse a folder that is not empty; with `force` delete the run that it holds."""
+    if not os.path.lexists(out) or (os.path.isdir(out) and not os.listdir(out)):
+        return
+    is_run = os.path.isdir(out) and (
+        checkpoints(out) or os.path.exists(os.path.join(out, RUN_FILE))
+    )
+    if not is_run:
+        raise FileError(out, "already exists and is no run: choose a new folder")
+    if not force:
+        raise FileError(
+            out, "already contains a run: --resume continues it, --force begins a new one"
+        )
+    with open_folder(out, resume=False, anew=train_run.OWN_FILES):
+        shutil.rmtree(os.path.join(out, DATA), ignore_errors=True)
 
 
 @contextmanager
@@ -79,7 +107,7 @@ def _new_run(out: str) -> Iterator[None]:
     finally:
         if not checkpoints(out):
             shutil.rmtree(os.path.join(out, DATA), ignore_errors=True)
-            for name in (train_run.TOKENIZER_FILE, LOG, LOCK):
+            for name in (train_run.TOKENIZER_FILE, RUN_FILE, LOG, LOCK):
                 with suppress(OSError):
                     os.unlink(os.path.join(out, name))
             with suppress(OSError):
@@ -149,7 +177,7 @@ def _arguments(options: argparse.Namespace, choice: sizing.Choice, context: int)
     data = os.path.join(options.out, DATA)
     flags = {
         "--init": f"{choice.shape},context={context}",
-        "--train": os.path.join(glob.escape(data), "train*.bin"),
+        "--train": os.path.join(data, "train*.bin"),
         "--val": os.path.join(data, "val.bin"),
         "--tokenizer": os.path.join(options.out, train_run.TOKENIZER_FILE),
         "--out": options.out,
@@ -169,9 +197,4 @@ def _arguments(options: argparse.Namespace, choice: sizing.Choice, context: int)
         flags["--backend"] = options.backend
     if options.threads:
         flags["--threads"] = options.threads
-    return [word for flag, value in flags.items() for word in _words(flag, str(value))]
-
-
-def _words(flag: str, value: str) -> tuple[str, ...]:
-    """A flag with its value, as one argument if the value would be taken for a flag."""
-    return (f"{flag}={value}",) if value.startswith("-") else (flag, value)
+    return [word for flag, value in flags.items() for word in words(flag, str(value))]

@@ -10,11 +10,11 @@ from types import ModuleType
 from typing import Any
 
 from pyllm2 import backends, stories
-from pyllm2.errors import PyLLM2Warning, TokenizerError, printable
+from pyllm2.errors import FileError, PyLLM2Warning, TokenizerError, printable
 from pyllm2.formats import llmc
 from pyllm2.formats.reader import Source, open_source
 from pyllm2.gpt2 import checkpoint as gpt2_checkpoint
-from pyllm2.inference import gguf
+from pyllm2.inference import gguf, training_run
 from pyllm2.inference.language_model import LanguageModel
 from pyllm2.inference.ranges import whole
 from pyllm2.llama2 import checkpoint as llama2_checkpoint
@@ -35,11 +35,13 @@ def load(
 ) -> LanguageModel:
     """Open a checkpoint of llama2.c (Llama-2) or llm.c (GPT-2), or GGUF; its content tells which.
 
+    A run folder of `pyllm2 train` stands for the model in it, and so does a checkpoint of a run.
+
     path: None is the bundled model, a small one that writes stories, with its tokenizer.
     tokenizer: a path or name for `tokenizers.load_tokenizer`, or a tokenizer, or a function that
     returns one of these. The function is called after the model has been read, so that an error in
-    the model's file comes first. None: the one in a GGUF file. Without a tokenizer the model works
-    on ids only.
+    the model's file comes first. None: the one in a GGUF file or a run folder. Without a
+    tokenizer the model works on ids only.
     backend: a name of `pyllm2.backends.NAMES` (None: the best available).
     memory_map: map the file into memory instead of reading it; not for bfloat16 weights, which are
     converted.
@@ -78,6 +80,9 @@ def _load(
 ) -> LanguageModel:
     """Open the file, recognise its family, read the model; then open the tokenizer."""
     name, path = backend or backends.default(), os.fsdecode(path)
+    if os.path.isdir(path) and tokenizer is None:
+        tokenizer = training_run.tokenizer_file(path)
+    path = training_run.model_file(path)
     if threads is not None:
         threads = whole("threads", threads, "a whole number ≥ 1")
         if threads < 1:
@@ -89,6 +94,10 @@ def _load(
         if gguf.is_gguf(source):
             wanted = tokenizer is None or callable(tokenizer)
             model, notes, own = gguf.read_model(source, engine_of, family, memory_map, wanted)
+        elif training_run.is_checkpoint(source):
+            if memory_map:
+                raise FileError(path, "is a training checkpoint, which cannot be memory-mapped")
+            model, notes = training_run.read_model(source, engine_of, family), []
         else:
             family = family or _family_of(source)
             read_model = _CHECKPOINTS[family].read_model

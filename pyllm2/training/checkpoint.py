@@ -98,6 +98,10 @@ class CheckpointFile:
             hint = "" if others else "; --force resumes, but the last bits may differ"
             raise FileError(self.path, f"of another run: {', '.join(all_differences)}{hint}")
 
+    def params(self, n: int) -> Any:
+        """The n parameters, left in the file. Raises FormatError for another number."""
+        return self._file.read_vector("params", n)
+
     def read(self, n: int) -> Checkpoint:
         """Read the small arrays and check all. n: number of parameters of the model"""
         file, window = self._file, OutlierDetector().state.shape
@@ -116,7 +120,7 @@ class CheckpointFile:
         return Checkpoint(
             step=self.step,
             identity=self.identity,
-            params=file.read_vector("params", n),
+            params=self.params(n),
             m=file.read_vector("m", n),
             v=file.read_vector("v", n),
             loader=loader,

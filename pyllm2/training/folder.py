@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 
 from pyllm2.errors import FileError, os_errors
@@ -69,8 +69,12 @@ def checkpoints(folder: str) -> list[tuple[int, str]]:
 
 
 @contextmanager
-def open_folder(path: str | os.PathLike[str], resume: bool) -> Iterator[RunFolder]:
+def open_folder(
+    path: str | os.PathLike[str], resume: bool, anew: Collection[str] | None = None
+) -> Iterator[RunFolder]:
     """Create the folder if necessary, lock it, and remove temporary files.
+
+    anew: replace a run that the folder holds: delete its checkpoints, and the files of these names
 
     Raises FileError if it cannot be written, another process is training into it, it already
     holds a run and `resume` is false, or it holds none and `resume` is true.
@@ -87,9 +91,21 @@ def open_folder(path: str | os.PathLike[str], resume: bool) -> Iterator[RunFolde
             require_regular(os.path.join(folder, name))
     with _locked(folder):
         remove_temporaries(folder)
+        if anew is not None:
+            _delete(folder, anew)
         if checkpoints(folder) and not resume:
-            raise FileError(folder, "already contains a run: --resume continues it")
+            raise FileError(
+                folder, "already contains a run: --resume continues it, --force begins a new one"
+            )
         yield RunFolder(folder, Log(os.path.join(folder, LOG), resume))
+
+
+def _delete(folder: str, names: Collection[str]) -> None:
+    """Delete the checkpoints and the files of these names."""
+    for path in [old for _, old in checkpoints(folder)] + [os.path.join(folder, n) for n in names]:
+        if os.path.lexists(path):
+            with os_errors(path):
+                os.unlink(path)
 
 
 @contextmanager

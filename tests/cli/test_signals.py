@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bdb
 import os
 import signal
 import subprocess
@@ -92,3 +93,17 @@ def test_an_ignored_hangup_is_ignored(folder: Path) -> None:
     """A command that was started with nohup goes on after a SIGHUP."""
     assert run(COMMANDS["export"], folder, signal.SIGHUP, 1, ignoring_hangups) == 0
     assert os.path.getsize(folder / "out") > 3
+
+
+def test_leaving_the_debugger_is_no_bug(tmp_path: Path) -> None:
+    """`q` in pdb: exit code 130, and no traceback."""
+    from tests.support.command import in_process
+
+    with pytest.MonkeyPatch.context() as patch:
+
+        def leave(*_: object) -> None:
+            raise bdb.BdbQuit
+
+        patch.setattr("pyllm2.cli.doctor.main", leave)
+        outcome = in_process(["doctor", "x"], tmp_path)
+    assert (outcome.code, outcome.out, outcome.err) == (130, b"", b"")

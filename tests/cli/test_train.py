@@ -61,11 +61,11 @@ def test_a_run_from_start_to_end(folder: Path) -> None:
     assert [int(m[1]) for m in steps if m] == list(range(1, 13))
     validated = [re.match(r"pyllm2: step +(\d+)/12 \| validation loss \d\.\d{6}$", s) for s in said]
     assert [int(m[1]) for m in validated if m] == [0, 6, 12]
-    assert re.match(r"pyllm2: 12 steps in .* tokens/s .*, peak memory [\d,]+ MB$", said[-2])
+    assert re.match(r"pyllm2: 12 steps in .* tokens/s .*, peak memory [\d,]+ MB$", said[-3])
     assert said[-1] == "pyllm2: model: out/model.bin"
 
     names = {p.name for p in (folder / "out").iterdir()} - {".lock", "loss.png"}
-    assert names == {"main.log", "model.bin", "step_00000010.safetensors", LAST}
+    assert names == {"main.log", "model.bin", "run.json", "step_00000010.safetensors", LAST}
     log = read_log(folder / "out" / "main.log")
     assert list(log["trl"]) == list(range(12))
     assert list(log["tel"]) == [0, 6, 12]
@@ -153,14 +153,16 @@ def test_a_signal_finishes_the_step_and_saves(number: int, code: int, folder: Pa
     _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == code
     said = lines_of(err)
-    stopped = re.fullmatch(
-        r"pyllm2: stopped after (\d+) of 150 steps; --resume continues", said[-1]
-    )
+    stopped = re.fullmatch(r"pyllm2: stopped after (\d+) of 150 steps", said[-3])
     assert stopped
+    assert said[-2:] == [
+        "pyllm2: to go on: pyllm2 train gpt2 --out out --resume",
+        "pyllm2: model: out/model.bin",
+    ]
     assert (folder / "out" / f"step_{int(stopped[1]):08d}.safetensors").exists()
-    assert not (folder / "out" / "model.bin").exists()
+    load_parameters(folder / "out" / "model.bin")
 
-    outcome = in_process((*long, "--resume"), folder)
+    outcome = in_process(said[-2].removeprefix("pyllm2: to go on: pyllm2 ").split(), folder)
     assert outcome.code == 0
     assert f"resumed from out/step_{int(stopped[1]):08d}.safetensors" in outcome.err.decode()
     for name in ("step_00000150.safetensors", "model.bin"):
@@ -182,7 +184,7 @@ def test_a_second_interrupt_ends_it_at_once(folder: Path) -> None:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=TIMEOUT)
     assert process.returncode == -signal.SIGINT
-    assert {p.name for p in (folder / "out").iterdir()} == {".lock", ".pid", "main.log"}
+    assert {p.name for p in (folder / "out").iterdir()} == {".lock", ".pid", "main.log", "run.json"}
     assert in_process(TRAIN, folder).code == 0
 
 

@@ -99,7 +99,10 @@ def test_a_run_from_start_to_end(folder: Path) -> None:
     assert sum("| loss" in line for line in said) == 12
     assert said[-1] == "pyllm2: model: out/model.bin"
     names = {p.name for p in (folder / "out").iterdir()} - {".lock", "loss.png"}
-    assert names == {LAST, *"main.log model.bin tokenizer.bin step_00000010.safetensors".split()}
+    assert names == {
+        LAST,
+        *"main.log model.bin run.json tokenizer.bin step_00000010.safetensors".split(),
+    }
     losses = read_log(folder / "out" / "main.log")["tel"]
     assert losses[12] < losses[0]
 
@@ -185,7 +188,7 @@ def test_a_run_that_was_stopped_ends_the_same(folder: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130
-    assert re.search(rb"stopped after \d+ of 150 steps; --resume continues", err)
+    assert re.search(rb"stopped after \d+ of 150 steps\n", err)
     assert in_process((*long, "--resume"), folder).code == 0
     for name in ("step_00000150.safetensors", "model.bin"):
         assert (folder / "out" / name).read_bytes() == (folder / "whole" / name).read_bytes()

@@ -54,8 +54,11 @@ def test_the_model_plays_with_its_own_tokenizer(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("animals.txt", "--out", OUT), f"{OUT}: already contains a run: choose another folder"),
-        (("animals.txt", "--out", "said"), "said: already exists: choose a new folder"),
+        (("animals.txt", "--out", OUT), f"{OUT}: already contains a run: --resume continues it"),
+        (
+            ("animals.txt", "--out", "said"),
+            "said: already exists and is no run: choose a new folder",
+        ),
         (("nowhere.txt", "--out", "x"), "nowhere.txt: no such file or directory"),
         (("few.txt", "--out", "x"), "few.txt: a text of at least"),
     ],
@@ -91,3 +94,16 @@ def test_an_interrupted_start_can_be_tried_again(
     assert in_process(argv, tmp_path).code == 130
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
     assert left == ["animals.txt", "x"][: 1 + existed]
+
+
+def test_a_run_is_resumed_or_replaced_by_the_same_command(folder: Path) -> None:
+    """`--resume` needs the folder only; `--force` trains anew, here with another seed."""
+    again = f"train text --backend numpy --resume --out={OUT}".split(maxsplit=5)
+    outcome = in_process(again, folder)
+    assert outcome.code == 0, outcome.err.decode()
+    assert b"resumed from" in outcome.err
+    before = (folder / OUT / "model.bin").read_bytes()
+    argv = ("train", "text", "animals.txt", "--out", OUT, "--minutes", "0.01", "--seed", "2")
+    outcome = in_process((*argv, "--backend", "numpy", "--force"), folder)
+    assert outcome.code == 0, outcome.err.decode()
+    assert (folder / OUT / "model.bin").read_bytes() != before

@@ -115,7 +115,7 @@ NO_MULTIPLE = "total batch of 12 tokens: expected a multiple of batch 2 × conte
 LONG_WARMUP = "warm-up of 12 steps: expected fewer than the 12 of the run"
 SCHEDULES = "'constant', 'linear', 'cosine', 'wsd', 'llama2'"
 NO_SINE = f"--schedule: invalid choice: 'sine' (choose from {SCHEDULES}) {HELP}"
-HAS_RUN = "out: already contains a run: --resume continues it"
+HAS_RUN = "out: already contains a run: --resume continues it, --force begins a new one"
 RECIPE = (
     "recipe.batch = 1 (saved: 2), recipe.seed = 7 (saved: 42), recipe.total_batch = 4 (saved: 8)"
 )
