@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from pyllm2.cli import flags
+from pyllm2.cli.flags import one_of
 from pyllm2.cli.output import Output
-from pyllm2.cli.trace import add_model_and_prompt, open_with_prompt
+from pyllm2.cli.trace import PROMPT, add_model_and_prompt, open_with_prompt
+from pyllm2.errors import UsageError
 
+if TYPE_CHECKING:
+    from pyllm2.observe.report import Report
+
+# As in pyllm2.observe.dump and .against, which load NumPy.
+UNITS = ("float64", "float32", "float16", "bfloat16")
+LAYOUTS = ("streams", "transformers", "streams+norm", "layers", "layers+norm", "inputs")
+ROPE_ORDERS = ("interleaved", "half-split")
 SUMMARY = "show where backends differ by more than rounding, op by op"
 EXAMPLE = """\
 example:
-  pyllm2 diff --backends numpy,numba,c --prompt 'One day' --backward"""
+  pyllm2 diff --backends numpy,numba,c --prompt 'One day' --backward
+  pyllm2 diff model.gguf --against dump.npz"""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     add_model_and_prompt(parser)
+    parser.set_defaults(prompt=None)
     parser.add_argument(
         "--backends",
         metavar="A,B",
@@ -28,6 +40,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compare a training step of the prompt: losses and gradients",
     )
+    dump = parser.add_argument_group("a dump of another program")
+    dump.add_argument(
+        "--against",
+        metavar="FILE",
+        help="compare with hidden states or logits, .npz or .safetensors, or llm.c's debug state",
+    )
+    dump.add_argument(
+        "--precision", choices=UNITS, metavar="P", help=f"what it computed in: {one_of(UNITS)}"
+    )
+    dump.add_argument(
+        "--layout", choices=LAYOUTS, metavar="L", help=f"of its hidden states: {one_of(LAYOUTS)}"
+    )
+    dump.add_argument(
+        "--rope-order",
+        choices=ROPE_ORDERS,
+        metavar="O",
+        help=f"of its queries and keys: {one_of(ROPE_ORDERS)} (default: found out, as the others)",
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
@@ -35,17 +65,47 @@ def main(options: argparse.Namespace) -> int:
     """Exit code 0: everything is inside its bound; 1: something is outside."""
     import json
 
-    from pyllm2 import backends
-    from pyllm2.observe.diff import diff
     from pyllm2.observe.judge import require_bounds
 
     require_bounds()
+    for flag in ("precision", "layout", "rope_order"):
+        if getattr(options, flag) is not None and options.against is None:
+            raise UsageError(f"--{flag.replace('_', '-')}: only with --against")
+    report = _of_backends(options) if options.against is None else _of_dump(options)
+    text = json.dumps(report.as_json()) if options.json else str(report)
+    Output().write(f"{text}\n".encode())
+    return 0 if report.passed else 1
+
+
+def _of_backends(options: argparse.Namespace) -> Report:
+    from pyllm2 import backends
+    from pyllm2.observe.diff import diff
+
     able = [name for name in backends.NAMES if backends.why_not(name) is None]
     names = options.backends.split(",") if options.backends else able
     for name in names:
         backends.require(name)
+    if options.prompt is None:
+        options.prompt = PROMPT
     model, prompt = open_with_prompt(options, backend="numpy")
-    report = diff(model, names, prompt, options.backward)
-    text = json.dumps(report.as_json()) if options.json else str(report)
-    Output().write(f"{text}\n".encode())
-    return 0 if report.passed else 1
+    return diff(model, names, prompt, options.backward)
+
+
+def _of_dump(options: argparse.Namespace) -> Report:
+    from pyllm2.observe.against import Given, against
+    from pyllm2.observe.debug_state import against_debug_state, is_debug_state
+
+    for flag in ("backends", "backward"):
+        if getattr(options, flag):
+            raise UsageError(f"--{flag}: not with --against, which compares with a float64 run")
+    state = is_debug_state(options.against)
+    given = options.prompt is not None or options.ids is not None
+    if state and given:
+        raise UsageError("--against: a debug state has tokens of its own: leave the prompt out")
+    if options.prompt is None:
+        options.prompt = PROMPT
+    model, prompt = open_with_prompt(options, backend="numpy")
+    if state:
+        return against_debug_state(model, options.against)
+    how = Given(options.precision, options.layout, options.rope_order)
+    return against(model, options.against, prompt if given else None, how)

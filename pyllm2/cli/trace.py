@@ -13,6 +13,7 @@ SUMMARY = "record every op of a run: shapes, values, times"
 EXAMPLE = """\
 example:
   pyllm2 trace --prompt 'One day' --only layer=2 op=attention --out t.npz"""
+PROMPT = "Once upon a time"
 WHOLE_NUMBERS = ("layer", "call", "position")
 WORDS = ("op", "weight", "phase")
 
@@ -49,7 +50,7 @@ def add_model_and_prompt(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokenizer", metavar="FILE", help=flags.TOKENIZER_FILES)
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", default="Once upon a time", metavar="TEXT", help="the prompt")
+    prompt.add_argument("--prompt", default=PROMPT, metavar="TEXT", help="the prompt")
     prompt.add_argument("--ids", metavar="I,J", help="token ids instead of a text")
 
 

@@ -165,6 +165,17 @@ class Ensemble:
         return spread.bound(max(1, spread.value.ndim - 1))
 
 
+def exact_run(
+    model: Any, family: str, run: Run, wrap: Callable[[Any], Any] | None = None
+) -> dict[str, Array64]:
+    """The run in float64 alone. wrap: ops -> others"""
+    ops: Any = _Shadow(family, None, _Together(1))
+    shadow = in_float64(model, Engine(ops if wrap is None else wrap(ops)))
+    recorder = Recorder(shadow, family, keep=lambda _: False)
+    with np.errstate(all="ignore"):
+        return {name: _as64(array) for name, array in run(shadow, recorder).items()}
+
+
 def _as64(array: Any) -> Array64:
     return np.asarray(array, np.float64)
 

@@ -15,7 +15,9 @@ KINDS = {
     "local": "each op with the reference's inputs",
     "carried": "each backend on its own",
     "whole": "whole passes, where they leave traces",
-    "against": "the dump",
+    "against": "the dump and a run in float64",
+    "layer": "each layer with the dump's own input",
+    "program": "what a program prints",
 }
 
 
@@ -23,7 +25,7 @@ KINDS = {
 class Entry:
     """One comparison: where, whose, and how far."""
 
-    kind: str  # local, carried, whole or against
+    kind: str  # of KINDS
     run: str  # inference, training, ...
     backend: str
     index: int  # in the order of the run

@@ -24,9 +24,9 @@ class Prompt:
 
     name = "inference"
 
-    def __init__(self, ids: Sequence[int]) -> None:
+    def __init__(self, ids: Sequence[int], singles: int = SINGLE_TOKENS) -> None:
         self.ids = np.array(ids, np.int64)
-        self.cut = len(ids) - min(SINGLE_TOKENS, len(ids) // 2)
+        self.cut = len(ids) - min(singles, len(ids) // 2)
 
     def __call__(self, model: Any, recorder: Recorder | None = None) -> dict[str, Array]:
         """Logits, and the keys and values of the cache."""
@@ -58,6 +58,36 @@ class Step:
             grads = model.backward(acts, np.full_like(acts.losses, self.dloss))
             losses = acts.losses
         return {"losses": losses.reshape(self.x.shape), **grads}
+
+
+class Layer:
+    """One layer on a given stream.
+
+    stream: (T, C)   norm: with the final norm after it
+    """
+
+    name = "a layer"
+
+    def __init__(self, layer: int, stream: Array, norm: bool = False) -> None:
+        self.layer, self.stream, self.norm = layer, stream, norm
+
+    def __call__(self, model: Any, recorder: Recorder | None = None) -> dict[str, Array]:
+        """The stream after the layer, (T, C)."""
+        ops, layer, T = model.ops, self.layer, len(self.stream)
+        cache = model.new_cache(T)
+        if recorder is not None:
+            recorder.records.clear()  # the tables of RoPE
+            recorder.begin_pass(0, T, cache)
+        gpt2 = hasattr(model, "params")
+        residual = ops.residual_forward if gpt2 else ops.residual
+        x = self.stream[None] if gpt2 else self.stream
+        x = residual(x, model.attention_block(x, layer, 0, cache))
+        x = residual(x, model.ffn_block(x, layer))
+        if self.norm and gpt2:
+            x = ops.layernorm_forward(x, model.params.lnfw, model.params.lnfb)[0]
+        elif self.norm:
+            x = ops.rmsnorm(x, model.weights.final_norm)
+        return {"stream": x.reshape(self.stream.shape)}
 
 
 def on_engine(model: Any, engine: Engine) -> Any:

@@ -240,7 +240,7 @@ def _stretch(run: Any, place: str, clear: str, reference: Trace) -> Stretch:
         return _stretch_of_prompt(run, place, reference)
     if place == "losses":
         return "the forward", list(reference.where(phase="forward"))
-    return _stretch_of_gradient(place, clear, reference)
+    return stretch_of_gradient(place, clear, reference)
 
 
 def _stretch_of_prompt(run: Prompt, place: str, reference: Trace) -> Stretch:
@@ -274,7 +274,7 @@ def _after_layers(ops: Trace) -> list[Record]:
     return [r for r in ops if r.index > last]
 
 
-def _stretch_of_gradient(place: str, clear: str, reference: Trace) -> Stretch:
+def stretch_of_gradient(place: str, clear: str, reference: Trace) -> Stretch:
     """The backward ops after those that made the last clear gradient, up to this one's."""
     backward = list(reference.where(phase="backward"))
     at = _last_of(place, backward)
