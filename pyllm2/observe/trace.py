@@ -124,6 +124,13 @@ class Recorder:
 
     def end(self, record: Record, results: Any) -> None:
         """Add the results of an op, and the record to the list."""
+        self.name_results(record, results)
+        if self.keep is not None and not self.keep(record):
+            record.inputs, record.outputs, record.kept = {}, {}, False
+        self.records.append(record)
+
+    def name_results(self, record: Record, results: Any) -> None:
+        """Put the results of an op into its record, instead of any that are there."""
         several = results if isinstance(results, tuple) else (results,)
         names = results_of(self.family, record.op, len(several))
         for name, value in zip(names, several, strict=True):
@@ -132,9 +139,10 @@ class Recorder:
                 record.shapes[f"-> {name}"] = value.shape, str(value.dtype)
                 owner = _owner(value)
                 self._made[id(owner)] = weakref.ref(owner), record.index, name
-        if self.keep is not None and not self.keep(record):
-            record.inputs, record.outputs, record.kept = {}, {}, False
-        self.records.append(record)
+
+    def know(self, model: Any) -> None:
+        """The weights of this model have names from now on."""
+        self._weights = Weights(weights_of(model))
 
     def begin_pass(self, position: int, rows: int, cache: Any = None) -> None:
         """A call of the model begins."""

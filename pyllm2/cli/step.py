@@ -1,0 +1,79 @@
+"""`pyllm2 step`: a debugger of the computation, in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+
+from pyllm2 import backends
+from pyllm2.cli import flags, numbers
+from pyllm2.cli.trace import add_model_and_prompt, open_with_prompt
+
+SUMMARY = "step through a run op by op: formula, sources, values, every backend"
+EXAMPLE = """\
+examples:
+  pyllm2 step --prompt 'One day'              q leaves, ? lists the keys
+  pyllm2 step --train                         forward, backward, AdamW
+  echo 'run layer=2 op=attention' | pyllm2 step"""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EXAMPLE
+    add_model_and_prompt(parser)
+    parser.add_argument(
+        "--backend",
+        choices=backends.NAMES,
+        metavar="NAME",
+        default="numpy",
+        help=f"{flags.one_of(backends.NAMES)}; can be changed at any op",
+    )
+    flags.add_threads(parser)
+    parser.add_argument(
+        "--compare",
+        metavar="A,B",
+        help="backends to compare at each op (default: all that can run here)",
+    )
+    parser.add_argument(
+        "--new-tokens",
+        type=numbers.count,
+        default=4,
+        metavar="N",
+        help="continue the prompt by the N most probable tokens",
+    )
+    parser.add_argument(
+        "--at-once", action="store_true", help="feed the prompt in one pass, not token by token"
+    )
+    parser.add_argument(
+        "--train",
+        action="store_true",
+        help="step through training on the prompt: forward, backward, AdamW",
+    )
+    parser.add_argument(
+        "--updates", type=numbers.positive, default=1, metavar="N", help="updates of --train"
+    )
+    parser.add_argument(
+        "--plain", action="store_true", help="a command per line instead of panes, as in pdb"
+    )
+
+
+def main(options: argparse.Namespace) -> int:
+    from pyllm2.observe import step_plain
+    from pyllm2.observe.step_runs import PromptRun, training_run
+    from pyllm2.observe.stepper import Run, Stepper
+
+    named = options.compare.split(",") if options.compare else None
+    for name in named or ():
+        backends.require(name)
+    model, prompt = open_with_prompt(options, backend=options.backend)
+    run: Run
+    if options.train:
+        run = training_run(model, prompt, options.updates)
+    else:
+        run = PromptRun(model, prompt, options.new_tokens, options.at_once)
+    with Stepper(run, options.backend, named) as stepper:
+        width = shutil.get_terminal_size((100, 24)).columns
+        coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        step_plain.play(stepper, coloured, width)
+    return 0
