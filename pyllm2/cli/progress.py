@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pyllm2.cli.output import Output, is_terminal, say
@@ -43,7 +44,7 @@ class Progress(Report):
         if self.bar is None:
             say(f"step {update.done:4d}/{self.steps} | {figures} | {rate:,.0f} tokens/s")
         else:
-            self.bar.set_postfix_str(f"{figures} | {rate:,.0f} tokens/s", refresh=False)
+            self.bar.set_description_str(f"{figures} | {rate:,.0f} tokens/s", refresh=False)
             self.bar.update()
 
     def validation(self, step: int, loss: float) -> None:
@@ -52,13 +53,13 @@ class Progress(Report):
         self.last = time.perf_counter()
 
     def sample(self, step: int, tokens: list[int]) -> None:
-        """Print a sample on stdout; if stdout is closed, training continues."""
-        self._line(f"sample after {step} steps:")
+        """Print a sample on stdout, above the bar; if stdout is closed, training continues."""
         if self.tokenizer is None:
             text = " ".join(map(str, tokens)).encode()
         else:
             text = self.tokenizer.decode(tokens)
-        with suppress(BrokenPipeError, PyLLM2Error):
+        with self._above_the_bar(), suppress(BrokenPipeError, PyLLM2Error):
+            say(f"sample after {step} steps:")
             Output().write(text + b"\n", end=True)
         self.last = time.perf_counter()
 
@@ -85,9 +86,15 @@ class Progress(Report):
             self.bar.close()
 
     def _line(self, text: str) -> None:
+        with self._above_the_bar():
+            say(text)
+
+    @contextmanager
+    def _above_the_bar(self) -> Iterator[None]:
+        """Take the bar away while something is printed."""
         if self.bar is not None:
             self.bar.clear()
-        say(text)
+        yield
         if self.bar is not None:
             self.bar.refresh()
 
@@ -100,7 +107,7 @@ def _bar(start: int, steps: int) -> Any:
         from tqdm import tqdm
     except ImportError:
         return None
-    bar_format = "{n_fmt}/{total_fmt} {bar} {elapsed}<{remaining} | {postfix}"
+    bar_format = "{n_fmt}/{total_fmt} {bar} {elapsed}<{remaining} | {desc}"
     return tqdm(total=steps, initial=start, dynamic_ncols=True, bar_format=bar_format)
 
 
