@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 
-from pyllm2.cli import run, signals
+from pyllm2.cli import completion, run, signals
 from pyllm2.cli.output import say, tell
 from pyllm2.cli.parser import parser_of
 from pyllm2.cli.threads import set_threads
@@ -62,6 +62,8 @@ def _dispatch(argv: list[str]) -> int:
         set_threads(None)
         return run.main(argv[1:])
     parser = parser_of()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks, with the Tab key
+        completion.complete(parser)
     options = parser.parse_args(argv, argparse.Namespace(argv=argv))
     if options.command is None:
         parser.print_help()

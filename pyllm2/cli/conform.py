@@ -17,6 +17,11 @@ from pyllm2.cli.outputs import check_output
 from pyllm2.errors import UsageError
 
 SUMMARY = "test another program, such as a port of llama2.c, and shrink what differs"
+EPILOG = """\
+examples:
+  pyllm2 conform ./run --only attention
+  pyllm2 conform --list
+exit code: 0 all pass, 1 something differs, 2 it cannot be driven"""
 EXIT_DIFFERS, EXIT_NOT_DRIVABLE = 1, 2
 
 
@@ -74,7 +79,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     reading.add_argument(
         "--like", type=_date, metavar="DATE", help="expect run.c of this day, such as 2023-08-02"
     )
-    parser.epilog = "exit code: 0 all pass, 1 something differs, 2 it cannot be driven"
+    parser.epilog = EPILOG
 
 
 def _check_regex(flag: str, text: str | None) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from pyllm2 import backends
@@ -24,7 +25,7 @@ class HelpFormatter(argparse.HelpFormatter):
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return (
             text
-            if text.startswith(("example:", "examples:"))
+            if text.startswith(("example:", "examples:", "exit codes:"))
             else super()._fill_text(text, width, indent)
         )
 
@@ -48,7 +49,17 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self._words = list(args or ())
-        return super().parse_known_args(args, namespace)
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:  # here, and not at the top: the error names the page of this command
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._meant(unknown)}")
+        return found, unknown
+
+    def _meant(self, unknown: list[str]) -> str:
+        """ "; did you mean --prompt?" for a flag that looks like one of this command."""
+        for word in unknown:
+            if word.startswith("-"):
+                return did_you_mean(word.partition("=")[0], self._option_string_actions)
+        return ""
 
     def error(self, message: str) -> NoReturn:
         message = message.removeprefix("argument ")
@@ -57,7 +68,24 @@ class Parser(argparse.ArgumentParser):
             value = self._words[self._words.index(flag) + 1]
             if value.partition("=")[0] not in self._option_string_actions:
                 message += f"; a value with a dash in front: {flag}={shlex.quote(value)}"
+        if choice := _CHOICE.fullmatch(message):
+            meant = did_you_mean(choice[2], re.findall(r"[\w.-]+", choice[3]))
+            message = f"{choice[1]}{meant}" if meant else message
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+_CHOICE = re.compile(r"(.*: invalid choice: '(.*)') \(choose from (.*)\)")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Example: "atention", ["attention", "rope"] -> "; did you mean attention?" """
+    from difflib import get_close_matches
+
+    bare = {name.lstrip("-"): name for name in known}
+    word = word.lstrip("-")
+    begun = [name for name in bare if word and name.startswith(word)]
+    found = [bare[name] for name in (begun or get_close_matches(word, bare, cutoff=0.6))[:2]]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
 def one_of(words: Sequence[str]) -> str:

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from pyllm2.cli import flags, numbers
 from pyllm2.cli.inputs import argument_bytes, read_bytes
 from pyllm2.cli.output import Output, say
-from pyllm2.errors import FormatError
+from pyllm2.errors import FormatError, UsageError, printable
 
 if TYPE_CHECKING:
     from pyllm2.inference.generate import Generation
 
 SUMMARY = "continue a prompt"
-EXAMPLE = """\
-example:
-  pyllm2 generate --prompt 'Once upon a time' --max-new-tokens 100"""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EXAMPLE
     parser.add_argument(
         "model",
         nargs="?",
@@ -67,6 +65,7 @@ def main(options: argparse.Namespace) -> int:
     from pyllm2.cli.speed import report_speed, warm_up
 
     output = Output()
+    _refuse_a_prompt(options.model)
     model = open_model(options)
     if options.prompt_file is not None:
         prompt = read_bytes(options.prompt_file)
@@ -112,6 +111,13 @@ def main(options: argparse.Namespace) -> int:
         say(f"the context of {S} tokens is full: stopped after {n} new tokens")
     report_speed(tokens, seed)
     return 0
+
+
+def _refuse_a_prompt(model: str | None) -> None:
+    """Raises UsageError for a MODEL that is a text and no file."""
+    if model is not None and " " in model and "\n" not in model and not os.path.exists(model):
+        text = shlex.quote(printable(model))
+        raise UsageError(f"{text} is no file: to continue a text, --prompt {text}")
 
 
 def _messages(options: argparse.Namespace, prompt: bytes) -> list[dict[str, Any]] | None:

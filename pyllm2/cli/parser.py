@@ -11,6 +11,7 @@ from pyllm2 import __version__
 from pyllm2.cli import (
     bench,
     chat,
+    completion,
     conform,
     data,
     diff,
@@ -30,6 +31,7 @@ from pyllm2.cli import (
     vectors,
     warmup,
 )
+from pyllm2.cli.examples import add_examples
 from pyllm2.cli.flags import Parser, sentence
 
 COMMANDS = {
@@ -52,7 +54,12 @@ COMMANDS = {
     "bench": bench,
     "conform": conform,
     "vectors": vectors,
+    "completion": completion,
 }
+EXIT_CODES = """\
+exit codes: 0 done; 1 refused, failed, or a check not passed; 2 wrong usage;
+  3 not supported (doctor); 70 a bug in pyllm2; 129, 130, 143 ended by SIGHUP,
+  Ctrl-C, SIGTERM; 141 the reader of a pipe has left"""
 
 
 def command_names() -> list[str]:
@@ -66,6 +73,7 @@ def parser_of() -> Parser:
         prog="pyllm2",
         description="Llama-2 and GPT-2: a readable NumPy specification, "
         "and faster backends that are tested to agree with it.",
+        epilog=EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"pyllm2 {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
@@ -76,4 +84,5 @@ def parser_of() -> Parser:
         )
         module.add_flags(command)
         command.set_defaults(main=module.main)
+    add_examples(parser, "")
     return parser

@@ -36,6 +36,9 @@ class OriginalUsageError(PyLLM2Error):
 
 
 def main(arguments: Sequence[str]) -> int:
+    if arguments and arguments[0] in ("-h", "--help"):
+        Output().write(USAGE.format(backends=", ".join(backends.NAMES)).encode())
+        return 0
     try:
         return _run(arguments)
     except OriginalUsageError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,6 @@ def test_pieces_are_one_line_a_token(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "code", "error"),
     [
-        ((), 2, "tokenize: expected either TEXT or --text-file"),
         (("a", "--text-file", "b"), 2, "tokenize: expected either TEXT or --text-file"),
         (("--decode", "1 x"), 2, "tokenize --decode: 'x' is not an id"),
         (("--decode", "-- -1"), 2, "tokenize --decode: '--' is not an id"),
@@ -80,3 +80,27 @@ def test_a_misuse_is_one_line(argv: tuple[str, ...], code: int, error: str, fold
     outcome = in_process((*TOKENIZE, *argv), folder)
     assert (outcome.code, outcome.out) == (code, b"")
     assert outcome.err.decode() == f"pyllm2: error: {error}\n"
+
+
+def test_without_a_text_it_is_read_from_stdin(folder: Path) -> None:
+    """As the same text is."""
+    assert ids(folder, stdin=b"a cab") == ids(folder, "a cab")
+
+
+def test_count_and_json(folder: Path) -> None:
+    """The number of tokens; and an object with ids, pieces, count, bytes."""
+    expected = ids(folder, "a cab")
+    assert in_process((*TOKENIZE, "a cab", "--count"), folder).out == b"%d\n" % len(expected)
+    found = json.loads(in_process((*TOKENIZE, "a cab", "--json"), folder).out)
+    assert found == {
+        "ids": expected,
+        "pieces": [PIECES[i].decode() for i in expected],
+        "count": len(expected),
+        "bytes": 5,
+    }
+
+
+def test_the_tokenizer_in_the_box_is_the_default(folder: Path) -> None:
+    """It encodes and decodes."""
+    out = in_process(["tokenize", "Once upon"], folder).out
+    assert in_process(["tokenize", "--decode"], folder, out).out == b"Once upon"

@@ -32,6 +32,7 @@ NUMBERS = [
 
 COMMANDS = ", ".join(map(repr, command_names()))
 REPRS = ", ".join(map(repr, NAMES))
+MEANT = "; did you mean --temperature?"
 ALL, S = "(see pyllm2 --help)", SHAPE["seq_len"]
 NO_SERVE = f"COMMAND: invalid choice: 'serve' (choose from {COMMANDS}) {ALL}"
 NO_CUDA = f"--backend: invalid choice: 'cuda' (choose from {REPRS}) {HELP}"
@@ -43,10 +44,10 @@ SHORT = "prompt is 6 tokens, context is 5"
 
 OTHERS = [
     of_flags(63, "backend", NO_CUDA, "--backend", "cuda"),
-    of_flags(63, "flag", f"unrecognized arguments: --tempo 1 {ALL}", "--tempo", "1"),
-    of_flags(63, "abbreviation", f"unrecognized arguments: --temp 1 {ALL}", "--temp", "1"),
+    of_flags(63, "flag", f"unrecognized arguments: --tempo 1 {HELP}", "--tempo", "1"),
+    of_flags(63, "abbreviation", f"unrecognized arguments: --temp 1{MEANT} {HELP}", "--temp", "1"),
     of_flags(63, "flag-without-value", f"--seed: expected one argument {HELP}", "--seed"),
-    of_flags(63, "two-lines", f"unrecognized arguments: a\\nb\\x1b[2J {ALL}", CONTROL),
+    of_flags(63, "two-lines", f"unrecognized arguments: a\\nb\\x1b[2J {HELP}", CONTROL),
     of_flags(63, "two-prompts", ONE_PROMPT, *"--prompt a --prompt-file b".split()),
     Case(63, "command", NO_SERVE, argv=("serve",), code=2),
     Case(63, "no-model", NO_MODEL, argv=("chat",), code=2),

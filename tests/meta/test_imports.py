@@ -53,6 +53,7 @@ LIBRARIES = {
     "hypothesis": "testing* observe.judge observe.spec_measured cli.gradcheck cli.vectors"
     " conform.vectors",
     "tabulate tqdm": "cli*",
+    "argcomplete": "cli.completion",
 }
 BOTTOM = "errors parameters formats memory mersenne stories compiling fast".split()
 BOTTOM += "backends llama2 gpt2 tokenizers".split()
