@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,9 +95,27 @@ class Streamed:
     config: a `Llama2Config` or a `GPT2Config`
     shapes: of every array, with all of its layers, by the names of `config.shapes()`
     read: (name, layer) -> that layer's slice, float32; layer is 0 for an array without layers
+    dtype: (name, layer) -> F32, F16 or BF16: the narrowest of these that holds the slice exactly
     """
 
     path: str
     config: Any
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str, int], Array]
+    dtype: Callable[[str, int], str] = lambda name, layer: "F32"
+
+
+def slices(
+    shapes: Mapping[str, tuple[int, ...]], without_layers: Collection[str]
+) -> dict[tuple[str, int], tuple[int, ...]]:
+    """(name, layer) -> shape of that layer's slice, in the order of `shapes`.
+
+    Example: {"w": (2, 3), "b": (5,)}, ["b"] -> {("w", 0): (3,), ("w", 1): (3,), ("b", 0): (5,)}
+    """
+    found = {}
+    for name, shape in shapes.items():
+        if name in without_layers:
+            found[name, 0] = shape
+        else:
+            found |= {(name, layer): shape[1:] for layer in range(shape[0])}
+    return found

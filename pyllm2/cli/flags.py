@@ -145,9 +145,14 @@ def add_loading(parser: Any) -> None:
         "--tokenizer",
         metavar="FILE",
         help=f"{TOKENIZER_FILES}, or the words gpt2 or bytes "
-        "(default: tokenizer.bin beside MODEL, else in the current folder)",
+        "(default: that of MODEL, else tokenizer.bin beside it or in the current folder)",
     )
     add_machine(parser)
+    parser.add_argument(
+        "--download",
+        action="store_true",
+        help="fetch MODEL, a name org/model, from Hugging Face if its cache has it not",
+    )
     parser.add_argument(
         "--mmap", action="store_true", help="map the weights into memory instead of reading them"
     )

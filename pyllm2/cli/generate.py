@@ -78,9 +78,10 @@ def main(options: argparse.Namespace) -> int:
         from pyllm2.inference.chat import chat_ids
 
         start = chat_ids(model, messages, template_of(model, options.chat_template))
-    stop: list[int | bytes] = list(model.tokenizer.stop)
-    if options.ignore_eos:
-        stop = [i for i in stop if i != model.tokenizer.end] or [-1]  # no id at all
+    stop: list[int | bytes] = list(model.stop)
+    if options.ignore_eos:  # what begins a text still ends it, as in llama2.c
+        begin, end = model.tokenizer.begin, model.tokenizer.end
+        stop = [i for i in stop if i == begin and i != end] or [-1]  # no id at all
     stop_texts = [argument_bytes(text) for text in options.stop]
     seed = pick_seed(options)
     tokens = model.generate(

@@ -22,11 +22,21 @@ def open_model(
     tokenizer = options.tokenizer
     if options.model is not None and tokenizer is None:
         tokenizer = partial(find_tokenizer, options.model)  # called after the model is read
-    return load(options.model, tokenizer, options.backend, options.mmap, threads=options.threads)
+    return load(
+        options.model,
+        tokenizer,
+        options.backend,
+        options.mmap,
+        threads=options.threads,
+        download=options.download,
+    )
 
 
 def find_tokenizer(model: str) -> str:
-    """tokenizer.bin beside the model or in its folder, else in the current folder."""
+    """tokenizer.bin beside the model or in its folder, else in the current folder.
+
+    Called for a model that has no tokenizer of its own. Raises FileError.
+    """
     folder = model if os.path.isdir(model) else os.path.dirname(model)
     beside = os.path.join(folder, DEFAULT_TOKENIZER)
     for path in (beside, DEFAULT_TOKENIZER):

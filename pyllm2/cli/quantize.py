@@ -15,7 +15,7 @@ SUMMARY = "write a checkpoint in int8 with one scale per group"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="IN", help="float32 checkpoint of llama2.c")
+    parser.add_argument("source", metavar="IN", help="a Llama: file or folder of any kind")
     parser.add_argument("target", metavar="OUT", help="int8 checkpoint to write (version 2)")
     flags.add_group_size(parser)
     parser.add_argument(
@@ -24,16 +24,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text",
         metavar="FILE",
-        help="print perplexity before and after on the text in FILE (needs --tokenizer)",
+        help="print perplexity before and after on the text in FILE",
     )
     parser.add_argument(
-        "--tokenizer", metavar="FILE", help=f"tokenizer for --text: {flags.TOKENIZER_FILES}"
+        "--tokenizer",
+        metavar="FILE",
+        help=f"tokenizer for --text: {flags.TOKENIZER_FILES} (default: that of IN)",
     )
 
 
 def main(options: argparse.Namespace) -> int:
-    if options.text and not options.tokenizer:
-        raise UsageError("quantize: --text needs --tokenizer")
     if options.text and os.path.exists(options.target) and not os.path.isfile(options.target):
         raise UsageError(f"quantize: --text reads OUT again: {options.target} is no regular file")
     from pyllm2.inference.compare import tensor_errors
@@ -53,13 +53,15 @@ def main(options: argparse.Namespace) -> int:
 
 def _on_text(options: argparse.Namespace) -> str:
     """One line that compares the two checkpoints on a text."""
+    from functools import partial
+
+    from pyllm2.cli.loading import find_tokenizer
     from pyllm2.inference.compare import compare_on_text
     from pyllm2.inference.load import load_llama2
 
-    model, quantised = (
-        load_llama2(path, options.tokenizer, backend="numpy")
-        for path in (options.source, options.target)
-    )
+    tokenizer = options.tokenizer or partial(find_tokenizer, options.source)
+    model = load_llama2(options.source, tokenizer, backend="numpy")
+    quantised = load_llama2(options.target, backend="numpy")
     ids = model.tokenizer.encode_prompt(read_bytes(options.text))[: model.config.seq_len]
     if len(ids) < 2:
         raise UsageError(f"{options.text}: a text of at least two tokens is needed")

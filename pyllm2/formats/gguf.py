@@ -117,6 +117,11 @@ class Gguf:
             raise FormatError(self.path, f"tensor {name!r} is missing")
         return self.tensors[name]
 
+    def dtype(self, name: str) -> str:
+        """F32, F16 or BF16: what holds all numbers of a tensor exactly. Raises as `rows`."""
+        found = self._tensor(name).kind.name
+        return found if found in ("F16", "BF16") else "F32"
+
     def rows(self, name: str) -> int:
         """The number of rows of a tensor. Raises FormatError if there is no such tensor."""
         return self._tensor(name).shape[0]

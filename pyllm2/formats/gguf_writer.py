@@ -1,7 +1,7 @@
 """Write GGUF, version 3, one tensor at a time.
 
 Metadata values are written by their Python type: bool, int (u32), float (f32), str, a list of str,
-a NumPy scalar or array of any number type. `gguf` has the layout.
+of int (i32) or of float (f32), a NumPy scalar or array of any number type. `gguf` has the layout.
 """
 
 from __future__ import annotations
@@ -52,6 +52,29 @@ def kind_for(dtype: str, shape: tuple[int, ...]) -> BlockType:
     if len(shape) < 2:
         return BY_NAME["F32"]
     return BY_NAME["F16"] if shape[-1] % kind.numbers else kind
+
+
+def write_model(
+    path: str | os.PathLike[str],
+    arch: str,
+    sizes: Mapping[str, Any],
+    tensors: Sequence[NewTensor],
+    dtype: str | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the tensors of an architecture, with what every model's metadata say.
+
+    sizes: metadata whose keys are without the architecture   more: with whole keys
+    dtype: what `general.file_type` says of the matrices (None: what most of them are)
+
+    Raises what `write_gguf` raises.
+    """
+    kinds = [tensor.kind.name.lower() for tensor in tensors if len(tensor.shape) > 1]
+    label = dtype or max(kinds, key=kinds.count)
+    values = {"general.architecture": arch, **(more or {})}
+    values |= {f"{arch}.{key}": value for key, value in sizes.items()}
+    values |= {"general.file_type": FILE_TYPE[label], "general.quantization_version": 2}
+    write_gguf(path, values, tensors)
 
 
 def write_gguf(
@@ -125,6 +148,8 @@ def _entry(value: Any) -> bytes:
     """Type and value of a metadata entry."""
     if isinstance(value, str):
         return struct.pack("<I", STRING) + _string(value)
+    if isinstance(value, list) and value and not isinstance(value[0], str):
+        value = np.array(value, np.int32 if isinstance(value[0], int) else np.float32)
     if isinstance(value, list):
         return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(_string, value))
     by_type = {bool: np.bool_, int: np.uint32, float: np.float32}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from typing import Any
 
 from pyllm2.errors import FileError, FormatError, shown
@@ -93,3 +94,69 @@ _KINDS = {
     list: "a list",
     type(None): "null",
 }
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The object of a config file. A value of null is as good as none.
+
+    path: of the file, for errors   within: what is in front of a key there, e.g. "rope_scaling."
+    """
+
+    path: str
+    values: dict[str, Any]
+    within: str = ""
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """A whole number below 2^31. Raises FormatError, also if it is missing without a default.
+
+        Negative numbers pass: the config of a model refuses them by its own rules.
+        """
+        found = self._get(key, default)
+        if type(found) is not int:
+            raise self.error(key, "expected a whole number")
+        if abs(found) >= 2**31:
+            raise self.error(key, "expected a number below 2^31")
+        return found
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number. Raises as `whole`."""
+        found = self._get(key, default)
+        if type(found) not in (int, float) or not abs(found) < 1e300:
+            raise self.error(key, "expected a number")
+        return float(found)
+
+    def flag(self, key: str, default: bool) -> bool:
+        found = self._get(key, default)
+        if type(found) is not bool:
+            raise self.error(key, "expected true or false")
+        return found
+
+    def text(self, key: str, default: str | None = None) -> str:
+        found = self._get(key, default)
+        if type(found) is not str:
+            raise self.error(key, "expected text")
+        return found
+
+    def inside(self, key: str) -> Settings | None:
+        """An object in this one; None if there is none. Raises FormatError for another type."""
+        found = self.values.get(key)
+        if found is None:
+            return None
+        if type(found) is not dict:
+            raise self.error(key, "expected an object")
+        return Settings(self.path, found, f"{self.within}{key}.")
+
+    def has(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def error(self, key: str, expected: str) -> FormatError:
+        """`FILE: KEY = FOUND: EXPECTED`"""
+        name = f"{self.within}{key}"
+        return FormatError(self.path, f"{name} = {shown(self.values.get(key))}: {expected}")
+
+    def _get(self, key: str, default: Any) -> Any:
+        found = self.values.get(key)
+        if found is None and default is None:
+            raise FormatError(self.path, f"{self.within}{key} is missing")
+        return default if found is None else found

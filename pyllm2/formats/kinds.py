@@ -8,7 +8,11 @@ import struct
 _SIGNATURES = [
     (0, b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull` to fetch the real file"),
     (0, b"\x1f\x8b", "gzip data: unpack it first"),
-    (0, b"PK\x03\x04", "a zip archive (a PyTorch checkpoint is one, of pickles, never opened)"),
+    (
+        0,
+        b"PK\x03\x04",
+        "a zip archive (a PyTorch checkpoint is one: name the folder that it is in)",
+    ),
     (0, b"GGUF", "a GGUF model"),
     (0, b"\x7fELF", "an executable or library"),
     (0, b"\x89PNG", "a PNG image"),
@@ -42,7 +46,7 @@ def kind_of(head: bytes) -> str | None:
     if is_sentencepiece(head):
         return "a SentencePiece model, not a checkpoint"
     if len(head) >= 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < 2**32:
-        return "a safetensors file, not supported"
+        return "a safetensors file: name the folder that it is in, with its config.json"
     start = head.lstrip()[:64].lower()
     if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
         return "a web page: was the download link right?"

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -138,17 +138,24 @@ def read_tensors(
 
     Raises FormatError with the size found and needed.
     """
-    rows = file_order(header.version, header.values, shapes)
-    places, warnings = place(
-        source, header, [(name, 4 * math.prod(s)) for name, s in rows], lenient
-    )
+    places, warnings = array_places(source, header, shapes, lenient)
     data = source.read_all(memory_map, aligned_byte=header.size)
     arrays = {
         name: data[places[name] : places[name] + 4 * math.prod(shape)].view("<f4").reshape(shape)
-        for name, shape in rows
-        if not name.startswith("rope_")
+        for name, shape in shapes.items()
     }
     return arrays, warnings
+
+
+def array_places(
+    source: Source, header: Header, shapes: Mapping[str, Shape], lenient: bool = False
+) -> tuple[dict[str, int], list[str]]:
+    """The first byte of every array of a version 0 or 1 file, and warnings.
+
+    Raises what `read_tensors` raises.
+    """
+    rows = file_order(header.version, header.values, shapes)
+    return place(source, header, [(name, 4 * math.prod(s)) for name, s in rows], lenient)
 
 
 def place(
@@ -206,22 +213,24 @@ def header_bytes(
 def write_checkpoint(
     path: str | os.PathLike[str],
     values: Mapping[str, int],
-    tensors: Mapping[str, Array],
+    names: Collection[str],
+    parts: Callable[[str], Iterable[Array]],
     version: int = 0,
 ) -> None:
-    """Write a version 0 or 1 file, atomically; the classifier is shared if `tensors` has none.
+    """Write a version 0 or 1 file, atomically; the classifier is shared if `names` has none.
 
-    The arrays may have any memory layout and byte order. The RoPE tables of version 0 are evaluated
-    in float64 and rounded.
+    parts: the numbers of an array, in one part or several, whose turn comes one by one; of any
+    memory layout and byte order. The RoPE tables of version 0 are evaluated in float64 and rounded.
 
-    Raises FileError from the operating system.
+    Raises FileError from the operating system, and what `parts` raises.
     """
-    arrays = {**tensors, **(rope_tables(values) if version == 0 else {})}
+    tables = rope_tables(values) if version == 0 else {}
     with atomic_write(path) as file:
-        file.write(header_bytes(version, values, "classifier" not in tensors))
+        file.write(header_bytes(version, values, "classifier" not in names))
         for name in V0_ORDER if version == 0 else V1_ORDER:
-            if name in arrays:
-                file.write(np.ascontiguousarray(arrays[name], dtype="<f4").tobytes())
+            if name in tables or name in names:
+                for part in [tables[name]] if name in tables else parts(name):
+                    file.write(np.ascontiguousarray(part, dtype="<f4").data)
 
 
 def rope_tables(values: Mapping[str, int]) -> dict[str, Array]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -67,13 +67,8 @@ def read_q8_tensors(
 
     Raises FormatError for a wrong file size, an unusable group size or a scale that is not finite.
     """
-    warnings = check_group_size(source, header)
-    GS = header.group_size
-    stacks = _stacks(shapes)
-    sizes = [(name, 4 * math.prod(shapes[name])) for name in NORMS]
-    sizes += [(name, L * _matrix_bytes(m * n, GS)) for name, (L, m, n) in stacks.items()]
-    places, more = place(source, header, sizes, lenient)
-
+    places, warnings = array_places(source, header, shapes, lenient)
+    GS, stacks = header.group_size, _stacks(shapes)
     data = source.read_all(memory_map, aligned_byte=header.size)
     arrays: dict[str, NDArray[Any]] = {}
     for name in NORMS:
@@ -92,7 +87,34 @@ def read_q8_tensors(
             found = scales[layer, group]
             where = f"{name}: layer {layer}, group {group}"
             raise FormatError(source.path, f"{where}: scale = {found}: must be finite")
-    return arrays, warnings + more
+    return arrays, warnings
+
+
+def array_places(
+    source: Source, header: Header, shapes: Mapping[str, Shape], lenient: bool = False
+) -> tuple[dict[str, int], list[str]]:
+    """The first byte of every array, and warnings. Raises what `read_q8_tensors` raises."""
+    warnings = check_group_size(source, header)
+    sizes = [(name, 4 * math.prod(shapes[name])) for name in NORMS]
+    for name, (L, m, n) in _stacks(shapes).items():
+        sizes.append((name, L * _matrix_bytes(m * n, header.group_size)))
+    places, more = place(source, header, sizes, lenient)
+    return places, warnings + more
+
+
+def read_matrix(
+    source: Source, header: Header, start: int, n: int, layer: int
+) -> tuple[NDArray[np.int8], Array]:
+    """Values (n,) and scales (groups,) of one matrix of n numbers.
+
+    start: first byte of its array   Raises FileError; FormatError for a scale that is not finite.
+    """
+    step = _matrix_bytes(n, header.group_size)
+    data = source.read_range(start + layer * step, step)
+    scales = np.ascontiguousarray(data[n:]).view("<f4")
+    if not np.isfinite(scales).all():
+        raise FormatError(source.path, f"byte {start + layer * step + n}: scales must be finite")
+    return data[:n].view(np.int8), scales
 
 
 def _matrix_bytes(n: int, group_size: int) -> int:
@@ -129,24 +151,27 @@ def fitting_group_size(wanted: int, dim: int, hidden_dim: int, like_original: bo
 def write_q8_checkpoint(
     path: str | os.PathLike[str],
     values: Mapping[str, int],
-    tensors: Mapping[str, Array],
+    names: Collection[str],
+    parts: Callable[[str], Iterable[Array]],
     group_size: int,
 ) -> None:
     """Quantise float32 arrays and write a version 2 file, atomically.
 
-    The classifier is shared if `tensors` has none.
+    names: of the arrays; the classifier is shared if it is not there
+    parts: the matrices of an array, layer by layer, whose turn comes one by one
 
-    Raises FileError from the operating system.
+    Raises FileError from the operating system, and what `parts` raises.
     """
-    stacks = _stacks({name: array.shape for name, array in tensors.items()})
     with atomic_write(path) as file:
-        file.write(header_bytes(2, values, "classifier" not in tensors, group_size))
-        for name in NORMS:
-            file.write(np.ascontiguousarray(tensors[name], dtype="<f4").tobytes())
-        for name, (L, rows, columns) in stacks.items():
-            stack = np.asarray(tensors[name]).reshape(L, rows * columns)
-            for layer in range(L):
-                flat = np.ascontiguousarray(stack[layer], dtype=np.float32)
+        file.write(header_bytes(2, values, "classifier" not in names, group_size))
+        for name in V1_ORDER:
+            if name not in names:
+                continue
+            for part in parts(name):
+                if name in NORMS:
+                    file.write(np.ascontiguousarray(part, dtype="<f4").data)
+                    continue
+                flat = np.ascontiguousarray(part, dtype=np.float32).reshape(-1)
                 quantised, scales = quantize_weights(flat, group_size)
-                file.write(quantised.tobytes())
-                file.write(scales.astype("<f4").tobytes())
+                file.write(quantised.data)
+                file.write(scales.astype("<f4").data)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pyllm2.errors import FormatError
 from pyllm2.formats.llmc_header import HEADER_BYTES, header_bytes, read_fields, require_version
 from pyllm2.formats.reader import Source, open_source
+from pyllm2.formats.tensors import narrowed
 from pyllm2.formats.writer import atomic_write
 
 Array = NDArray[np.float32]
@@ -116,13 +117,22 @@ def arrays_of(shapes: Mapping[str, Shape], numbers: Array) -> dict[str, Array]:
 
 
 def write_checkpoint(
-    path: str | os.PathLike[str], values: Mapping[str, int], arrays: Mapping[str, Array]
+    path: str | os.PathLike[str],
+    values: Mapping[str, int],
+    parts: Iterable[Array],
+    version: int = FLOAT32,
 ) -> None:
-    """Write a float32 checkpoint, atomically. The arrays come in the order of the file."""
+    """Write a checkpoint, atomically, in float32 or bfloat16 (to nearest, ties to even).
+
+    parts: the numbers of all arrays in the order of the file, whose turn comes one by one
+
+    Raises FileError from the operating system, and what `parts` raises.
+    """
+    dtype = "F32" if version == FLOAT32 else "BF16"
     with atomic_write(path) as file:
-        file.write(header_bytes(MAGIC, FLOAT32, *(values[name] for name in FIELDS)))
-        for array in arrays.values():
-            file.write(np.ascontiguousarray(array, dtype="<f4").data)
+        file.write(header_bytes(MAGIC, version, *(values[name] for name in FIELDS)))
+        for part in parts:
+            file.write(np.ascontiguousarray(narrowed(part, dtype)).data)
 
 
 @dataclass(frozen=True)

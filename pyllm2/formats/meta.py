@@ -9,30 +9,31 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from pyllm2.errors import FileError, FormatError
-from pyllm2.formats.json_file import read_object
+from pyllm2.formats.json_file import Settings, read_object
 from pyllm2.formats.tensors import Array, Shape, Tensors, words
 from pyllm2.formats.torch_pickle import open_torch
 
 PARAMS = "params.json"
+_MOST_PARAMS_BYTES = 2**20
 _SLICE = re.compile(r"consolidated\.(\d\d)\.pth")
 
 
-def is_folder(path: str) -> bool:
+def is_folder(path: str | os.PathLike[str]) -> bool:
     """Whether this is a folder with a `params.json`."""
     return os.path.isfile(os.path.join(path, PARAMS))
 
 
-def read_params(folder: str) -> dict[str, Any]:
+def read_params(folder: str | os.PathLike[str]) -> Settings:
     """The object in `params.json`. Raises FileError, FormatError."""
-    return read_object(os.path.join(folder, PARAMS))
+    path = os.path.join(folder, PARAMS)
+    return Settings(path, read_object(path, _MOST_PARAMS_BYTES))
 
 
-def open_weights(folder: str) -> SlicedTensors:
+def open_weights(folder: str | os.PathLike[str]) -> SlicedTensors:
     """The slices of the folder, none of which has been read.
 
     Raises FileError if there are none or one is missing; FormatError, also if the slices do not
@@ -46,7 +47,9 @@ def open_weights(folder: str) -> SlicedTensors:
     for name in expected:
         if name not in found:
             raise FileError(os.path.join(folder, name), "no such file: download incomplete?")
-    return SlicedTensors(folder, [open_torch(os.path.join(folder, name)) for name in expected])
+    return SlicedTensors(
+        os.fspath(folder), [open_torch(os.path.join(folder, name)) for name in expected]
+    )
 
 
 class SlicedTensors:

@@ -26,7 +26,7 @@ from pyllm2.errors import FileError, FormatError, shown
 from pyllm2.formats.json_file import parse_object
 from pyllm2.formats.kinds import kind_of
 from pyllm2.formats.reader import Source, open_source
-from pyllm2.formats.tensors import Place, Shape, Tensors, narrowed, size_of
+from pyllm2.formats.tensors import Place, Shape, Tensors, narrowed, size_of, widened
 from pyllm2.formats.writer import atomic_write
 
 MOST_HEADER_BYTES = 100_000_000
@@ -89,17 +89,25 @@ def write_weights(
     path: str | os.PathLike[str],
     shapes: Mapping[str, Shape],
     read: Callable[[str], NDArray[np.float32]],
-    dtype: str,
+    dtypes: Mapping[str, str],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write float32 arrays in a dtype of `tensors.STORED`; each is read when its turn comes.
+    """Write float32 arrays in dtypes of `tensors.STORED`; each is read when its turn comes.
 
-    Raises FileError, and what `read` raises; then there is no file.
+    Raises FileError, also for a number that becomes infinite in its dtype, and what `read` raises;
+    then there is no file.
     """
-    kinds = {name: (dtype, shape) for name, shape in shapes.items()}
+    kinds = {name: (dtypes[name], shape) for name, shape in shapes.items()}
 
     def whole(name: str) -> Iterator[NDArray[Any]]:
-        yield np.ascontiguousarray(narrowed(read(name), dtype))
+        array, (dtype, shape) = read(name), kinds[name]
+        if array.shape != shape:
+            raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+        stored = np.ascontiguousarray(narrowed(array, dtype))
+        if dtype != "F32" and (np.isinf(widened(stored)) & np.isfinite(array)).any():
+            of = f"tensor {name!r} has numbers up to {np.abs(array).max():g}"
+            raise FileError(path, f"{of}: too large for {dtype}, write f32")
+        yield stored
 
     _write(path, kinds, whole, metadata)
 

@@ -123,6 +123,11 @@ class Tensors(Mapping[str, Place]):
         self.require({name: shape})
         return self[name].read(name)
 
+    def dtype(self, name: str) -> str:
+        """F32, F16 or BF16: what holds all numbers that `read` gives exactly."""
+        found = self[name].dtype
+        return found if found in STORED else "F32"
+
     def require(self, shapes: Mapping[str, Shape]) -> None:
         """Check that these tensors are here, with these shapes and a dtype that can be read.
 

@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-import numpy as np
-
 from pyllm2.errors import ConfigError, FormatError
 from pyllm2.formats.gguf import Gguf
-from pyllm2.formats.gguf_writer import FILE_TYPE, NewTensor, kind_for, write_gguf
+from pyllm2.formats.gguf_writer import NewTensor, kind_for, write_model
 from pyllm2.gpt2.config import GPT2Config
-from pyllm2.gpt2.imported import WITHOUT_LAYERS
-from pyllm2.parameters import Array, Streamed
+from pyllm2.gpt2.imported import WITHOUT_LAYERS, filled
+from pyllm2.parameters import Array, Streamed, slices
 
 Shape = tuple[int, ...]
 
@@ -68,11 +66,12 @@ def stream(gguf: Gguf) -> tuple[Streamed, list[str]]:
     whole = _tensors(config, 4 * config.channels)
 
     def read(name: str, layer: int) -> Array:
-        found = gguf.tensor(NAMES[name].format(layer))
-        missing = [(0, n - m) for n, m in zip(whole[name, layer], found.shape, strict=True)]
-        return np.pad(found, missing) if found.shape != whole[name, layer] else found
+        return filled(gguf.tensor(NAMES[name].format(layer)), whole[name, layer])
 
-    return Streamed(gguf.path, config, config.shapes(), read), notes
+    def dtype(name: str, layer: int) -> str:
+        return gguf.dtype(NAMES[name].format(layer))
+
+    return Streamed(gguf.path, config, config.shapes(), read, dtype), notes
 
 
 def read_config(gguf: Gguf) -> tuple[GPT2Config, list[str]]:
@@ -108,15 +107,10 @@ def read_config(gguf: Gguf) -> tuple[GPT2Config, list[str]]:
 
 def _tensors(config: GPT2Config, F: int) -> dict[tuple[str, int], Shape]:
     """(name, layer) -> shape of one tensor, with a feed-forward block of width F."""
-    C, found = config.channels, {}
+    C = config.channels
     of_width = {"fcw": (F, C), "fcb": (F,), "fcprojw": (C, F)}
-    for name, shape in config.shapes().items():
-        if name in WITHOUT_LAYERS:
-            found[name, 0] = shape
-        else:
-            of_layer = of_width.get(name, shape[1:])
-            found |= {(name, layer): of_layer for layer in range(config.num_layers)}
-    return found
+    whole = slices(config.shapes(), WITHOUT_LAYERS)
+    return {key: of_width.get(key[0], shape) for key, shape in whole.items()}
 
 
 def _require_shared(gguf: Gguf) -> None:
@@ -136,30 +130,28 @@ def _require_shared(gguf: Gguf) -> None:
 def save(
     path: str | PathLike[str],
     source: Streamed,
-    dtype: str = "f16",
-    metadata: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model, atomically, one tensor at a time; without the padding rows of wte.
 
-    dtype: of the matrices, one of `gguf_writer.DTYPES`   metadata: name, tokenizer, template
+    dtype: of the matrices, one of `gguf_writer.DTYPES` (None: what holds each of them exactly)
+    more: metadata: name, tokenizer, template
 
     Raises FileError from the operating system, and what `source.read` raises.
     """
     config = source.config
-    arch, C, V = ARCHITECTURES[0], config.channels, config.vocab_size
+    C, V = config.channels, config.vocab_size
     sizes: dict[str, Any] = {key: getattr(config, field) for field, key in KEYS.items()}
     sizes |= {FEED_FORWARD: 4 * C, EPSILON: 1e-5}
-    values = {"general.architecture": arch, **(metadata or {})}
-    values |= {f"{arch}.{key}": value for key, value in sizes.items()}
-    values |= {"general.file_type": FILE_TYPE[dtype], "general.quantization_version": 2}
 
     def tensor(name: str, layer: int, shape: Shape) -> NewTensor:
         def numbers() -> Array:
             return source.read(name, layer)[: shape[0]]
 
-        kind = kind_for("f32" if name == "wpe" else dtype, shape)
+        kind = kind_for("f32" if name == "wpe" else dtype or source.dtype(name, layer), shape)
         return NewTensor(NAMES[name].format(layer), shape, kind, numbers)
 
     tensors = _tensors(config, 4 * C) | {("wte", 0): (V, C)}
     rows = [tensor(name, layer, shape) for (name, layer), shape in tensors.items()]
-    write_gguf(path, values, rows)
+    write_model(path, ARCHITECTURES[0], sizes, rows, dtype, more)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from pyllm2 import memory
 from pyllm2.backends import Engine
 from pyllm2.gpt2.config import GPT2Config
@@ -18,9 +20,6 @@ def build(config: GPT2Config, engine: Engine, read: Callable[[str, int], Array])
 
     name: of `GPT2Config.shapes`   layer: 0 if the array has no layers   ->   that layer's slice
 
-    A slice may be smaller than the array's: the rest stays zero. Rows of wte beyond the vocabulary
-    are never used, and a feed-forward block that is narrower than 4C adds gelu(0) · 0.
-
     Needs the memory of the float32 parameters and of the largest tensor.
 
     Raises NotEnoughMemoryError before anything is read, and what `read` raises.
@@ -30,6 +29,12 @@ def build(config: GPT2Config, engine: Engine, read: Callable[[str, int], Array])
     for name, array in params.items():
         layers = [array] if name in WITHOUT_LAYERS else list(array)
         for layer, out in enumerate(layers):
-            found = read(name, layer)
-            out[tuple(slice(n) for n in found.shape)] = found
+            out[...] = read(name, layer)
     return GPT2(config, params, engine)
+
+
+def filled(array: Array, shape: tuple[int, ...]) -> Array:
+    """The array with zeros behind its numbers, up to a shape."""
+    if array.shape == shape:
+        return array
+    return np.pad(array, [(0, n - m) for n, m in zip(shape, array.shape, strict=True)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm2.formats import llama2c, llama2c_q8
+from pyllm2.inference.containers import open_container
 from pyllm2.inference.language_model import LanguageModel
 from pyllm2.llama2 import ops
-from pyllm2.llama2.checkpoint import load_float32
+from pyllm2.llama2.imported import WITHOUT_LAYERS
 
 Array = NDArray[np.float32]
 
@@ -29,21 +31,21 @@ class TensorError:
 
 
 def tensor_errors(path: str | os.PathLike[str], group_size: int) -> list[TensorError]:
-    """The error of every array of a float32 checkpoint, quantised in groups of `group_size`."""
-    _, tensors, _ = load_float32(path)
+    """The error of every matrix of a model, quantised in groups of `group_size`."""
+    streamed = open_container(path).streamed
     rows = []
-    for name, array in tensors.items():
-        if name in llama2c.NORMS:
+    for name, shape in streamed.shapes.items():
+        if name in llama2c.NORMS or name not in llama2c.V1_ORDER:
             continue
-        stack = array.reshape(1 if array.ndim == 2 else len(array), -1)
         worst, squares = (0.0, 0, 0), 0.0
-        for layer, flat in enumerate(stack):
+        for layer in range(1 if name in WITHOUT_LAYERS else shape[0]):
+            flat = streamed.read(name, layer).reshape(-1)
             values, scales = llama2c_q8.quantize_weights(flat, group_size)
             off = np.abs(ops.dequantize(values, scales, group_size) - flat)
             squares += float(np.sum(off.astype(np.float64) ** 2))
             at = int(np.argmax(off))
             worst = max(worst, (float(off[at]), layer, at // group_size))
-        rms = float(np.sqrt(squares / array.size))
+        rms = float(np.sqrt(squares / math.prod(shape)))
         rows.append(TensorError(name, worst[0], rms, worst[1], worst[2]))
     return rows
 

@@ -1,24 +1,31 @@
-"""Examine a file: what it is, whether it is whole, and whether its numbers look like a model."""
+"""Examine a path: what it is, whether it is whole, and whether its numbers look like a model."""
 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from pyllm2.errors import FileError, PyLLM2Error, PyLLM2Warning
+from pyllm2.errors import FileError, PyLLM2Error
+from pyllm2.formats import huggingface, meta
 from pyllm2.formats.kinds import kind_of
 from pyllm2.formats.reader import open_source
-from pyllm2.inference.load import load
-from pyllm2.parameters import Quantized
-from pyllm2.tokenizers import load_tokenizer
+from pyllm2.formats.safetensors_file import open_safetensors
+from pyllm2.formats.tensors import Tensors
+from pyllm2.formats.torch_pickle import is_torch, open_torch
+from pyllm2.inference import rotary_check
+from pyllm2.inference.containers import PLAIN, Container, open_container
+from pyllm2.inference.training_run import WITHOUT_LAYERS
+from pyllm2.parameters import Streamed, slices
+from pyllm2.tokenizers import fitted, load_tokenizer
+from pyllm2.tokenizers.chat_template import find_chat_template
 
 FINE, BROKEN, NOT_SUPPORTED = 0, 1, 3
 FAR_OUT = 1e4  # no weight of a usable model is that large
+_UNSUPPORTED = ("not supported", "looks like", "unsupported", "refused")
+_FETCH = ("LFS", "web page", "download")  # of the right kind, had it been fetched
 
 
 @dataclass
@@ -31,33 +38,98 @@ class Finding:
     lines: list[str] = field(default_factory=list)
     command: str = ""
 
+    def fault(self, line: str) -> None:
+        self.lines.append(line)
+        self.code = BROKEN
+
 
 def examine(path: str) -> Finding:
-    """Look at one path. Faults become lines of the finding; nothing is raised for them."""
+    """Look at one path. Faults become lines of the finding; nothing is raised for them.
+
+    Tensors are read one by one; only whether queries and keys are in the right order is measured
+    with the whole model, if that fits in memory.
+    """
     try:
-        if os.path.isdir(path):
-            kind = "a folder"
-        else:
-            with open_source(path) as source:
-                kind = kind_of(source.head) or "a checkpoint of llama2.c, by exclusion"
-    except FileError as error:
-        return Finding(path, "nothing that can be read", BROKEN, [error.reason])
-    finding = Finding(path, kind)
+        finding = Finding(path, _kind(path))
+        part = _tensors_alone(path)
+    except PyLLM2Error as error:
+        reason = error.reason if isinstance(error, FileError) else str(error)
+        return Finding(path, "nothing that can be read", BROKEN, [reason])
+    if part is not None:
+        return _part(finding, part)
     try:
-        with warnings.catch_warnings(record=True) as notes:
-            warnings.simplefilter("always", PyLLM2Warning)
-            model = load(path, backend="numpy")
+        container = open_container(path)
     except PyLLM2Error as error:
         return _no_model(finding, error)
-    finding.lines += [str(note.message) for note in notes]
-    finding.lines.append(str(model.config))
+    streamed = container.streamed
+    finding.kind = f"a model of {container.kind}"
+    finding.lines += [*container.notes, str(streamed.config)]
+    try:
+        finding.lines.append(_size(path))
+        for fault in _faults(streamed, WITHOUT_LAYERS[container.family]):
+            finding.fault(fault)
+        _vocabulary(finding, container)
+        if finding.code == FINE:
+            _order(finding, container)
+    except PyLLM2Error as error:
+        finding.fault(str(error))
+    chats = finding.code == FINE and _chats(finding, container)
+    finding.command = f"pyllm2 {'chat' if chats else 'generate'} {path}"
+    return finding
+
+
+def _kind(path: str) -> str:
+    """What a path is by its first bytes or its config. Raises FileError."""
+    if os.path.isdir(path):
+        for module, words in ((huggingface, "Hugging Face"), (meta, "Meta")):
+            if module.is_folder(path):
+                return f"a folder of {words}"
+        return "a folder"
+    with open_source(path) as source:
+        return kind_of(source.head) or "a checkpoint of llama2.c, by exclusion"
+
+
+def _size(path: str) -> str:
     if not os.path.isdir(path):
-        finding.lines.append(f"{os.path.getsize(path)} bytes, as many as its header asks for")
-    weights = getattr(model.model, "weights", None) or getattr(model.model, "params", None)
-    faults = list(_faults(weights))
-    finding.lines += faults
-    finding.code = BROKEN if faults else FINE
-    finding.command = f"pyllm2 generate {path}"
+        return f"{os.path.getsize(path)} bytes, as many as its header asks for"
+    sizes = [entry.stat().st_size for entry in os.scandir(path) if entry.is_file()]
+    return f"{sum(sizes)} bytes in {len(sizes)} files, every tensor inside its file"
+
+
+# ---- files that are a part -------------------------------------------------------------------
+
+
+def _tensors_alone(path: str) -> Tensors | PyLLM2Error | None:
+    """The tensors of a safetensors or PyTorch file, or what is wrong with it; None: another."""
+    if os.path.isdir(path):
+        return None
+    with open_source(path) as source:
+        head = source.head
+    opener = None
+    if is_torch(head):
+        opener = open_torch
+    elif path.endswith(".safetensors") or (head[8:9] == b"{" and head[4:8] == bytes(4)):
+        opener = open_safetensors
+    if opener is None:
+        return None
+    try:
+        return opener(path)
+    except PyLLM2Error as error:
+        return error
+
+
+def _part(finding: Finding, tensors: Tensors | PyLLM2Error) -> Finding:
+    """A file of weights without what says how they are used."""
+    if isinstance(tensors, PyLLM2Error):
+        return _no_model(finding, tensors)
+    finding.kind = "weights of a model, without its config"
+    finding.lines.append(f"{len(tensors)} tensors, every one inside the file")
+    folder = os.path.dirname(os.path.abspath(finding.path))
+    if huggingface.is_folder(folder) or meta.is_folder(folder):
+        finding.command = f"pyllm2 doctor {folder}"
+    else:
+        words = f"{huggingface.CONFIG} or {meta.PARAMS} is not beside it"
+        finding.code, finding.lines = NOT_SUPPORTED, [*finding.lines, words]
     return finding
 
 
@@ -67,37 +139,79 @@ def _no_model(finding: Finding, error: PyLLM2Error) -> Finding:
         tokenizer = load_tokenizer(finding.path)
     except PyLLM2Error:
         text = str(error)
-        unsupported = any(words in text for words in ("not supported", "looks like", "unsupported"))
-        fetch = any(words in text for words in ("LFS", "web page"))
+        unsupported = any(words in text for words in _UNSUPPORTED)
+        fetch = any(words in text for words in _FETCH)
         finding.code = NOT_SUPPORTED if unsupported and not fetch else BROKEN
         finding.lines.append(text)
-    else:
-        finding.kind = "a tokenizer"
-        finding.lines.append(f"{tokenizer.vocab_size} tokens")
-        finding.command = f"pyllm2 tokenize --tokenizer {finding.path} TEXT"
+        return finding
+    if os.path.isdir(finding.path) and finding.kind != "a folder":  # a model, too
+        finding.lines.append(str(error))
+        unsupported = any(words in str(error) for words in _UNSUPPORTED)
+        fetch = any(words in str(error) for words in _FETCH)
+        finding.code = NOT_SUPPORTED if unsupported and not fetch else BROKEN
+        return finding
+    finding.kind = "a tokenizer"
+    finding.lines.append(f"{tokenizer.vocab_size} tokens")
+    finding.command = f"pyllm2 tokenize --tokenizer {finding.path} TEXT"
     return finding
 
 
-def _faults(weights: Any) -> Iterator[str]:
+# ---- what is in a model ----------------------------------------------------------------------
+
+
+def _faults(streamed: Streamed, without_layers: tuple[str, ...]) -> Iterator[str]:
     """NaN, infinities, constant tensors and numbers far out, by the name of the tensor."""
-    for name, tensor in _tensors(weights):
-        if not np.isfinite(tensor).all():
-            yield f"{name}: {np.count_nonzero(~np.isfinite(tensor))} numbers are not finite"
-        elif tensor.size > 1 and (tensor == 0).all():
-            yield f"{name}: all zero"
-        elif tensor.ndim > 2 and (tensor == tensor.flat[0]).all():
-            yield f"{name}: all numbers are {tensor.flat[0]:g}"
-        elif np.abs(tensor).max() > FAR_OUT:
-            yield f"{name}: its largest number is {np.abs(tensor).max():g}"
+    for name, layer in slices(streamed.shapes, without_layers):
+        array = streamed.read(name, layer)
+        where = name if name in without_layers else f"{name}, layer {layer}"
+        first = array.flat[0]
+        finite = np.isfinite(array)
+        if not finite.all():
+            yield f"{where}: {np.count_nonzero(~finite)} numbers are not finite"
+        elif array.size > 1 and array.ndim > 1 and (array == first).all():
+            yield f"{where}: " + (f"all numbers are {first:g}" if first else "all zero")
+        elif array.ndim == 1 and "norm" in name and not array.any():
+            yield f"{where}: all zero"
+        elif (largest := np.abs(array).max()) > FAR_OUT:
+            yield f"{where}: its largest number is {largest:g}"
 
 
-def _tensors(weights: Any) -> Iterator[tuple[str, Any]]:
-    if hasattr(weights, "keys"):
-        pairs = [(name, weights[name]) for name in weights]
+def _vocabulary(finding: Finding, container: Container) -> None:
+    """The tokenizer that is there, against the ids of the model. Raises FileError."""
+    V = container.streamed.config.vocab_size
+    tokenizer = container.tokenizer()
+    if tokenizer is None:
+        where = "beside it" if container.kind in PLAIN else "in it"
+        finding.lines.append(f"no tokenizer {where}: --tokenizer FILE names one")
     else:
-        pairs = list(vars(weights).items()) if weights is not None else []
-    for name, tensor in pairs:
-        if isinstance(tensor, Quantized):
-            yield f"scales of {name}", tensor.scales
-        elif isinstance(tensor, np.ndarray):
-            yield name, tensor
+        found = tokenizer.vocab_size
+        fitted(tokenizer, V)
+        finding.lines.append(f"tokenizer of {found} tokens, the model has {V} ids")
+    for i in container.end_ids or ():
+        if i >= V:
+            finding.fault(f"eos_token_id = {i}: the model has ids 0 to {V - 1}")
+
+
+def _order(finding: Finding, container: Container) -> None:
+    """Whether queries and keys are in the order that the container says they have."""
+    found = rotary_check.measure(container)
+    if found.line:
+        finding.lines.append(found.line)
+    if found.wrong:
+        finding.code = BROKEN
+
+
+def _chats(finding: Finding, container: Container) -> bool:
+    """Whether the model has a chat template that works; a line if it has one that does not."""
+    if container.kind in PLAIN:
+        return False
+    try:
+        template = find_chat_template(container.path)
+        if template is None:
+            return False
+        template.render([{"role": "user", "content": "Hello"}], add_generation_prompt=True)
+    except PyLLM2Error as error:
+        finding.lines.append(str(error))
+        return False
+    finding.lines.append("chat template: renders a conversation")
+    return True

@@ -47,10 +47,12 @@ class LanguageModel:
         backend: str,
         path: str = "the model",
         again: tuple[Callable[..., LanguageModel], tuple[Any, ...]] | None = None,
+        end_ids: tuple[int, ...] | None = None,
     ) -> None:
-        """again: a function, and its arguments, that loads this model."""
+        """again: a function, and its arguments, that loads this model.
+        end_ids: the ids that end a text (None: those of the tokenizer)."""
         self.model, self.backend, self.path = model, backend, path
-        self._tokenizer, self._again = tokenizer, again
+        self._tokenizer, self._again, self._end_ids = tokenizer, again, end_ids
 
     def __reduce__(self) -> tuple[Callable[..., LanguageModel], tuple[Any, ...]]:
         if self._again is None:
@@ -71,6 +73,13 @@ class LanguageModel:
         if self._tokenizer is None:
             raise TokenizerError(f"{printable(self.path)} was loaded without a tokenizer")
         return self._tokenizer
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """The ids that end a text: by the model's own config, else by its tokenizer."""
+        if self._end_ids is not None:
+            return self._end_ids
+        return () if self._tokenizer is None else tuple(self._tokenizer.stop)
 
     def start(self, positions: int | None = None) -> Session:
         """A new session with a cache of `positions` positions (None: the whole context).
@@ -188,7 +197,7 @@ class LanguageModel:
         if texts:
             self.tokenizer  # noqa: B018  raises if there is none
         if stop is None or (texts and not ids):
-            ids = [] if self._tokenizer is None else list(self._tokenizer.stop)
+            ids = list(self.stop)
         return frozenset(ids), texts
 
     def prompt_ids(self, prompt: str | bytes | Iterable[int], room: int) -> list[int]:

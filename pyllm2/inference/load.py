@@ -6,23 +6,17 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 from pyllm2 import backends, stories
 from pyllm2.errors import FileError, PyLLM2Warning, TokenizerError, printable
-from pyllm2.formats import llmc
-from pyllm2.formats.reader import Source, open_source
-from pyllm2.gpt2 import checkpoint as gpt2_checkpoint
-from pyllm2.inference import gguf, training_run
+from pyllm2.formats.reader import open_source
+from pyllm2.inference import containers, hub, training_run
 from pyllm2.inference.language_model import LanguageModel
 from pyllm2.inference.ranges import whole
-from pyllm2.llama2 import checkpoint as llama2_checkpoint
 from pyllm2.tokenizers import Tokenizer, fitted, load_tokenizer
 
 TokenizerSource = str | os.PathLike[str] | Tokenizer | None
-
-_CHECKPOINTS: dict[str, ModuleType] = {"llama2": llama2_checkpoint, "gpt2": gpt2_checkpoint}
 
 
 def load(
@@ -32,28 +26,33 @@ def load(
     memory_map: bool = False,
     lenient: bool = False,
     threads: int | None = None,
+    download: bool = False,
 ) -> LanguageModel:
-    """Open a checkpoint of llama2.c (Llama-2) or llm.c (GPT-2), or GGUF; its content tells which.
+    """Open a model: a folder of Hugging Face or Meta, or a file, whose content tells what it is:
+    GGUF, or a checkpoint of llama2.c (Llama-2) or llm.c (GPT-2).
 
     A run folder of `pyllm2 train` stands for the model in it, and so does a checkpoint of a run.
 
-    path: None is the bundled model, a small one that writes stories, with its tokenizer.
+    path: or the name `org/model` of a model in Hugging Face's local cache. None is the bundled
+    model, a small one that writes stories, with its tokenizer.
     tokenizer: a path or name for `tokenizers.load_tokenizer`, or a tokenizer, or a function that
     returns one of these. The function is called after the model has been read, so that an error in
-    the model's file comes first. None: the one in a GGUF file or a run folder. Without a
-    tokenizer the model works on ids only.
+    the model's file comes first. None: the one in the folder or GGUF file. Without a tokenizer the
+    model works on ids only.
     backend: a name of `pyllm2.backends.NAMES` (None: the best available).
-    memory_map: map the file into memory instead of reading it; not for bfloat16 weights, which are
-    converted.
+    memory_map: map the file into memory instead of reading it; only for checkpoints of llama2.c
+    and llm.c, and not for bfloat16 weights, which are converted.
     lenient: accept faults that the original `run` does not notice, with a PyLLM2Warning; only for
     llama2.c's files.
     threads: see `pyllm2.backends.ops`.
+    download: fetch a model by its name `org/model` from the internet if the cache has it not.
 
     Raises FileError or FormatError naming the file, the field, what was found and expected;
     BackendError.
     """
     if path is None:
         path, tokenizer = stories.MODEL, tokenizer or stories.TOKENIZER
+    path = hub.folder_of(path, download)
     return _load(path, None, tokenizer, backend, memory_map, lenient, threads)
 
 
@@ -90,18 +89,16 @@ def _load(
     backends.require(name)  # before the file is read: it may be large
     engine_of = partial(backends.engine, name, threads)
     own: Tokenizer | None = None
-    with open_source(path) as source:
-        if gguf.is_gguf(source):
-            wanted = tokenizer is None or callable(tokenizer)
-            model, notes, own = gguf.read_model(source, engine_of, family, memory_map, wanted)
-        elif training_run.is_checkpoint(source):
-            if memory_map:
-                raise FileError(path, "is a training checkpoint, which cannot be memory-mapped")
-            model, notes = training_run.read_model(source, engine_of, family), []
-        else:
-            family = family or _family_of(source)
-            read_model = _CHECKPOINTS[family].read_model
-            model, notes = read_model(source, engine_of(family), memory_map, lenient)
+    end_ids: tuple[int, ...] | None = None
+    model, notes = _read_checkpoint(path, family, engine_of, memory_map, lenient)
+    if model is None:
+        container = containers.open_container(path)
+        _require(container, family, memory_map, lenient)
+        notes, end_ids = container.notes, container.end_ids
+        if tokenizer is None or callable(tokenizer):
+            own = container.tokenizer()
+            own = own and fitted(own, container.streamed.config.vocab_size, printable(path))
+        model = container.model(engine_of(container.family))
     for note in notes:
         warnings.warn(note, PyLLM2Warning, stacklevel=3)
     if own is not None:
@@ -117,7 +114,40 @@ def _load(
     elif tokenizer is not None:
         tokenizer = fitted(tokenizer, V, asked_by)
     again = os.path.abspath(path), family, tokenizer, name, memory_map, lenient, threads
-    return LanguageModel(model, tokenizer, name, path, (_load_again, again))
+    return LanguageModel(model, tokenizer, name, path, (_load_again, again), end_ids)
+
+
+def _read_checkpoint(
+    path: str, family: str | None, engine_of: Any, memory_map: bool, lenient: bool
+) -> tuple[Any, list[str]]:
+    """The model of a file of llama2.c or llm.c, and warnings; None for another container."""
+    if os.path.isdir(path):
+        return None, []
+    with open_source(path) as source:
+        if containers.is_gguf(source):
+            return None, []
+        if training_run.is_checkpoint(source):
+            if memory_map:
+                raise FileError(path, "is a training checkpoint, which cannot be memory-mapped")
+            return training_run.read_model(source, engine_of, family), []
+        family = family or containers.family_of(source)
+        read_model = containers.CHECKPOINTS[family].read_model
+        model, notes = read_model(source, engine_of(family), memory_map, lenient)
+        return model, notes
+
+
+def _require(
+    container: containers.Container, family: str | None, memory_map: bool, lenient: bool
+) -> None:
+    """Refuse options that are for checkpoints only, and a model of another family."""
+    path, kind = container.path, container.kind
+    if memory_map:
+        words = "only checkpoints of llama2.c and llm.c can be memory-mapped"
+        raise FileError(path, f"is {kind}, and {words}")
+    if lenient:
+        raise FileError(path, f"is {kind}: lenient is for llama2.c checkpoints only")
+    if family not in (None, container.family):
+        raise FileError(path, f"is of the family {container.family}, expected {family}")
 
 
 def _load_again(*arguments: Any) -> LanguageModel:
@@ -125,8 +155,3 @@ def _load_again(*arguments: Any) -> LanguageModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PyLLM2Warning)
         return _load(*arguments)
-
-
-def _family_of(source: Source) -> str:
-    """GPT-2 by llm.c's magic number, else Llama-2: its reader refuses whatever is neither."""
-    return "gpt2" if source.head[:4] == llmc.MAGIC.to_bytes(4, "little") else "llama2"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from pyllm2.formats import llama2c, llama2c_q8
 from pyllm2.formats.reader import Source, open_source
 from pyllm2.llama2 import ops
 from pyllm2.llama2.config import Llama2Config
+from pyllm2.llama2.imported import WITHOUT_LAYERS
 from pyllm2.llama2.model import Llama2, Weights
-from pyllm2.parameters import Array, Parameters, Quantized, check_shapes
+from pyllm2.parameters import Array, Parameters, Quantized, Streamed, check_shapes
 
 FORMATS = ("v0", "v1", "v2")  # by version: float32, float32, int8
+FIELDS = llama2c.FIELDS  # of a config, that a file has
 
 
 def load_config(path: str | os.PathLike[str]) -> Llama2Config:
@@ -57,12 +60,35 @@ def save_parameters(
 
     Raises FileError from the operating system.
     """
-    check_shapes(params, config.shapes("classifier" not in params))
-    values = dataclasses.asdict(config)
+    shapes = config.shapes("classifier" not in params)
+    check_shapes(params, shapes)
+
+    def read(name: str, layer: int) -> Array:
+        return params[name] if name in WITHOUT_LAYERS else params[name][layer]
+
+    save(path, Streamed("the parameters", config, shapes, read), version, group_size)
+
+
+def save(
+    path: str | os.PathLike[str],
+    source: Streamed,
+    version: int = 0,
+    group_size: int = llama2c_q8.DEFAULT_GROUP_SIZE,
+) -> None:
+    """Write a model as a checkpoint of version 0, 1 or 2, atomically, one slice at a time.
+
+    Raises FileError from the operating system, and what `source.read` raises.
+    """
+    values = dataclasses.asdict(source.config)
+
+    def parts(name: str) -> Iterator[Array]:
+        layers = 1 if name in WITHOUT_LAYERS else source.config.n_layers
+        return (source.read(name, layer) for layer in range(layers))
+
     if version == 2:
-        llama2c_q8.write_q8_checkpoint(path, values, params, group_size)
+        llama2c_q8.write_q8_checkpoint(path, values, source.shapes, parts, group_size)
     else:
-        llama2c.write_checkpoint(path, values, params, version)
+        llama2c.write_checkpoint(path, values, source.shapes, parts, version)
 
 
 def read_model(
@@ -102,6 +128,21 @@ def read_config(source: Source, header: llama2c.Header) -> Llama2Config:
         ) from None
 
 
+def beyond(config: Llama2Config) -> dict[str, Any]:
+    """The fields of a config that no version holds, where their values are not run.c's."""
+    plain: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config)}
+    plain["head_size"] = config.dim // config.n_heads
+    found = {name: getattr(config, name) for name in plain if name not in llama2c.FIELDS}
+    same = {
+        name
+        for name, value in found.items()
+        if value == plain[name]
+        # GGUF has float32: its 1e-5 is the nearest of these
+        or (isinstance(value, float) and np.float32(value) == np.float32(plain[name]))
+    }
+    return {name: value for name, value in found.items() if name not in same}
+
+
 # ---- from one version to another -------------------------------------------------------------
 
 
@@ -113,22 +154,38 @@ def load_float32(
     Raises FileError or FormatError.
     """
     with open_source(path) as source:
-        header = llama2c.read_header(source)
-        config = read_config(source, header)
-        sizes = config.shapes(header.shared_classifier)
-        if header.version != 2:
-            tensors, warnings = llama2c.read_tensors(source, header, sizes)
-            return config, tensors, warnings
-        found, warnings = llama2c_q8.read_q8_tensors(source, header, sizes)
-    expanded = {}
-    for name, shape in sizes.items():
-        scales = found.get(f"{name}_scales")
-        expanded[name] = found[name]
-        if scales is not None:
-            matrices = zip(found[name], scales, strict=True)
-            stack = np.stack([ops.dequantize(v, s, header.group_size) for v, s in matrices])
-            expanded[name] = stack.reshape(shape)
-    return config, expanded, warnings
+        streamed, warnings = stream(source)
+    arrays = {name: np.empty(shape, np.float32) for name, shape in streamed.shapes.items()}
+    for name, array in arrays.items():
+        for layer, out in enumerate([array] if name in WITHOUT_LAYERS else array):
+            out[...] = streamed.read(name, layer)
+    return streamed.config, arrays, warnings
+
+
+def stream(source: Source) -> tuple[Streamed, list[str]]:
+    """The model of an open file of any version, float32 (int8 dequantised), and warnings.
+
+    Raises FileError or FormatError.
+    """
+    header, path = llama2c.read_header(source), source.path
+    config = read_config(source, header)
+    shapes = config.shapes(header.shared_classifier)
+    module: Any = llama2c_q8 if header.version == 2 else llama2c
+    places, warnings = module.array_places(source, header, shapes)
+    of_slice = {name: s if name in WITHOUT_LAYERS else s[1:] for name, s in shapes.items()}
+
+    def read(name: str, layer: int) -> Array:
+        shape, start = of_slice[name], places[name]
+        n = math.prod(shape)
+        with open_source(path) as again:
+            if header.version != 2 or name in llama2c.NORMS:
+                numbers = again.read_range(start + 4 * n * layer, 4 * n).view("<f4")
+            else:
+                matrix = llama2c_q8.read_matrix(again, header, start, n, layer)
+                numbers = ops.dequantize(*matrix, header.group_size)
+        return numbers.reshape(shape)
+
+    return Streamed(path, config, shapes, read), warnings
 
 
 def export(
@@ -145,13 +202,13 @@ def export(
 
     Raises FileError or FormatError.
     """
-    config, tensors, warnings = load_float32(source)
-    version = FORMATS.index(to)
-    size = 0
+    with open_source(source) as opened:
+        streamed, warnings = stream(opened)
+    version, size, config = FORMATS.index(to), 0, streamed.config
     if version == 2:
         widths = config.dim, config.hidden_dim
         size = llama2c_q8.fitting_group_size(group_size, *widths, like_original)
-    save_parameters(target, config, tensors, version, size)
+    save(target, streamed, version, size)
     return size, warnings
 
 

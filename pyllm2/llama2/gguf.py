@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields
 from os import PathLike
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,12 +12,12 @@ import numpy as np
 from pyllm2.errors import ConfigError, FormatError
 from pyllm2.formats.gguf import Gguf
 from pyllm2.formats.gguf_blocks import BY_NAME
-from pyllm2.formats.gguf_writer import FILE_TYPE, NewTensor, kind_for, write_gguf
+from pyllm2.formats.gguf_writer import NewTensor, kind_for, write_model
 from pyllm2.llama2.config import Llama2Config
-from pyllm2.llama2.imported import WITHOUT_LAYERS
+from pyllm2.llama2.imported import WITHOUT_LAYERS, complete, config_of, rotated_heads
 from pyllm2.llama2.rope_scaling import RopeScaling, frequencies, yarn_attention_factor
 from pyllm2.llama2.rotary_order import half_split, interleaved
-from pyllm2.parameters import Array, Streamed
+from pyllm2.parameters import Array, Streamed, slices
 
 Shape = tuple[int, ...]
 
@@ -85,15 +83,18 @@ def stream(gguf: Gguf) -> tuple[Streamed, list[str]]:
     """
     config, notes = read_config(gguf)
     shapes = config.shapes(shared_classifier=NAMES["classifier"] not in gguf.tensors)
-    tensors = _tensors(config, shapes)
+    tensors = slices(shapes, WITHOUT_LAYERS)
     gguf.require({NAMES[name].format(layer): s for (name, layer), s in tensors.items()}, _IGNORED)
-    heads = _rotated_heads(config) if gguf.metadata["general.architecture"] in HALF_SPLIT else {}
+    heads = rotated_heads(config) if gguf.metadata["general.architecture"] in HALF_SPLIT else {}
 
     def read(name: str, layer: int) -> Array:
         array = gguf.tensor(NAMES[name].format(layer))
         return interleaved(array, heads[name]) if name in heads else array
 
-    return Streamed(gguf.path, config, shapes, read), notes
+    def dtype(name: str, layer: int) -> str:
+        return gguf.dtype(NAMES[name].format(layer))
+
+    return Streamed(gguf.path, config, shapes, read, dtype), notes
 
 
 def read_config(gguf: Gguf) -> tuple[Llama2Config, list[str]]:
@@ -137,27 +138,13 @@ def _config(gguf: Gguf, arch: str) -> Llama2Config:
         "ffn_bias": first["b1"],
         "head_norm": first["q_norm"],
     }
-    config = Llama2Config(**_of_this_model(values))
+    config = config_of(values)
     if config.n_layers > len(gguf.tensors):  # before anything is listed layer by layer
         raise gguf.error(f"{arch}.block_count", f"the file has {len(gguf.tensors)} tensors")
     for key in (f"{arch}.attention.value_length", f"{arch}.rope.dimension_count"):
         if gguf.value(key, int, config.head_size) != config.head_size:
             raise gguf.error(key, f"must be the head size, {config.head_size}")
     return config
-
-
-def _of_this_model(values: dict[str, Any]) -> dict[str, Any]:
-    """The fields that `Llama2Config` has. Raises ConfigError if another one is not run.c's."""
-    known = {field.name for field in fields(Llama2Config)}
-    plain: dict[str, Any] = {"norm_epsilon": 1e-5, "rope_base": 10000.0, "rope_scaling": None}
-    plain["head_size"] = values["dim"] // max(1, values["n_heads"])
-    for name, value in values.items():
-        default = plain.get(name, False)
-        close = isinstance(default, float) and abs(value - default) <= 1e-6 * default
-        same = close or value == default or (name == "head_size" and value == 0)
-        if name not in known and not same:
-            raise ConfigError(name, value, f"only {default} is supported")
-    return {name: value for name, value in values.items() if name in known}
 
 
 def _rope_scaling(gguf: Gguf, arch: str) -> RopeScaling | None:
@@ -197,66 +184,42 @@ def _notes(gguf: Gguf, arch: str) -> list[str]:
     return [f"{gguf.path}: {key} = {window}: {words}"]
 
 
-def _tensors(config: Llama2Config, shapes: Mapping[str, Shape]) -> dict[tuple[str, int], Shape]:
-    """(name, layer) -> shape of one tensor."""
-    found = {}
-    for name, shape in shapes.items():
-        if name in WITHOUT_LAYERS:
-            found[name, 0] = shape
-        else:
-            found |= {(name, layer): shape[1:] for layer in range(config.n_layers)}
-    return found
-
-
-def _rotated_heads(config: Llama2Config) -> dict[str, int]:
-    """The arrays whose rows are in the order of the rotation, and how many heads they have."""
-    NH, NKV = config.n_heads, config.n_kv_heads
-    return {"wq": NH, "bq": NH, "wk": NKV, "bk": NKV, "q_norm": 1, "k_norm": 1}
-
-
 # ---- writing ---------------------------------------------------------------------------------
 
 
 def save(
     path: str | PathLike[str],
     source: Streamed,
-    dtype: str = "f16",
-    metadata: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model, atomically, one tensor at a time.
 
-    dtype: of the matrices, one of `gguf_writer.DTYPES`   metadata: name, tokenizer, template
+    dtype: of the matrices, one of `gguf_writer.DTYPES` (None: what holds each of them exactly)
+    more: metadata: name, tokenizer, template
 
     Raises FileError from the operating system, ConfigError for what no architecture of GGUF has,
     and what `source.read` raises.
     """
-    config = _complete(source.config)
+    config = complete(source.config)
     arch = _architecture(config)
-    values = {"general.architecture": arch, **(metadata or {}), **_metadata(config, arch)}
-    values |= {"general.file_type": FILE_TYPE[dtype], "general.quantization_version": 2}
-    heads = _rotated_heads(source.config) if arch in HALF_SPLIT else {}
+    sizes = _metadata(config)
+    heads = rotated_heads(source.config) if arch in HALF_SPLIT else {}
 
     def tensor(name: str, layer: int, shape: Shape) -> NewTensor:
         def numbers() -> Array:
             array = source.read(name, layer)
             return half_split(array, heads[name]) if name in heads else array
 
-        return NewTensor(NAMES[name].format(layer), shape, kind_for(dtype, shape), numbers)
+        kind = kind_for(dtype or source.dtype(name, layer), shape)
+        return NewTensor(NAMES[name].format(layer), shape, kind, numbers)
 
-    tensors = [tensor(*key, shape) for key, shape in _tensors(source.config, source.shapes).items()]
+    tensors = [tensor(*key, shape) for key, shape in slices(source.shapes, WITHOUT_LAYERS).items()]
     divisors = _divisors(config)
     if divisors is not None:
         of_pairs = NewTensor(FREQUENCIES, divisors.shape, BY_NAME["F32"], lambda: divisors)
         tensors.insert(0, of_pairs)
-    write_gguf(path, values, tensors)
-
-
-def _complete(config: Llama2Config) -> Any:
-    """The config, with run.c's values for fields that it does not have."""
-    values: dict[str, Any] = {"norm_epsilon": 1e-5, "rope_base": 10000.0, "rope_scaling": None}
-    values |= dict.fromkeys("qkv_bias output_bias ffn_bias head_norm".split(), False)
-    values |= {"windows": (), "head_size": config.head_size}
-    return SimpleNamespace(**values | {f.name: getattr(config, f.name) for f in fields(config)})
+    write_model(path, arch, sizes, tensors, dtype, more)
 
 
 def _architecture(config: Any) -> str:
@@ -271,7 +234,8 @@ def _architecture(config: Any) -> str:
     return "qwen2" if config.qkv_bias and not (config.output_bias or config.ffn_bias) else "llama"
 
 
-def _metadata(config: Any, arch: str) -> dict[str, Any]:
+def _metadata(config: Any) -> dict[str, Any]:
+    """The metadata, without the architecture in front. Raises ConfigError."""
     values: dict[str, Any] = {}
     for field in "n_layers seq_len dim hidden_dim n_heads n_kv_heads vocab_size".split():
         values[KEYS[field]] = getattr(config, field)
@@ -294,7 +258,7 @@ def _metadata(config: Any, arch: str) -> dict[str, Any]:
             values[KEYS["attention_factor"]] = scaling.attention_factor / implied
     if scaling is not None and scaling.kind == "dynamic":
         raise ConfigError("rope_type", scaling.kind, "GGUF has none, linear, yarn and llama3")
-    return {f"{arch}.{key}": value for key, value in values.items()}
+    return values
 
 
 def _divisors(config: Any) -> Array | None:

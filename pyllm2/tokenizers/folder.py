@@ -32,12 +32,18 @@ from pyllm2.tokenizers.word_patterns import GPT2, QWEN2
 JSON, MODEL, VOCAB, MERGES = "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 LLAMA2C = "tokenizer.bin"
+FILES = (JSON, MODEL, VOCAB, LLAMA2C)  # any of these, the first that is there
 _SMALL = 2**24  # bytes of the other files
+
+
+def has_tokenizer(folder: str) -> bool:
+    """Whether a folder holds a tokenizer."""
+    return any(os.path.lexists(os.path.join(folder, name)) for name in FILES)
 
 
 def tokenizer_file(folder: str) -> str:
     """The file of a folder that holds its tokenizer. Raises FileError if there is none."""
-    for name in (JSON, MODEL, VOCAB, LLAMA2C):
+    for name in FILES:
         path = os.path.join(folder, name)
         if os.path.lexists(path):
             return path

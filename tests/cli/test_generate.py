@@ -126,7 +126,7 @@ def test_a_warning_is_one_line_whatever_the_name(folder: Path) -> None:
         (None, "no such file or directory"),
         (b"# A model\n\nIt tells stories.\n", "looks like plain text"),
         (b"GGUF" + bytes(200), "version = 0 (byte 4): 2 and 3 are supported"),
-        (b"PK\x03\x04" + bytes(200), "looks like a zip archive (a PyTorch checkpoint is one, "),
+        (b"PK\x03\x04" + bytes(200), "looks like a zip archive (a PyTorch checkpoint is one: "),
     ],
     ids=["absent", "readme", "gguf", "pt"],
 )
@@ -140,7 +140,7 @@ def test_the_model_is_looked_at_before_its_tokenizer(
     assert outcome.code == 1
     assert outcome.err.decode().startswith(f"pyllm2: error: model: {error}")
     folder = in_process(["generate", "."], tmp_path)
-    assert folder.err == b"pyllm2: error: .: is a folder, expected a regular file\n"
+    assert folder.err.startswith(b"pyllm2: error: .: is a folder, without config.json (Hugging")
 
 
 def test_gpt2_is_generated_from_and_mapped_too(tmp_path: Path) -> None:

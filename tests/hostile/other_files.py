@@ -49,10 +49,12 @@ GPT2_OF_ZEROS = struct.pack("<ii", 20240326, 3).ljust(1024, b"\0")
 
 IS_HTML = "looks like a web page: was the download link right?"
 IS_LFS = "looks like a Git LFS pointer: run `git lfs pull` to fetch the real file"
-IS_ZIP = "looks like a zip archive (a PyTorch checkpoint is one, of pickles, never opened)"
+IS_ZIP = "looks like a zip archive (a PyTorch checkpoint is one: name the folder that it is in)"
 IS_PICKLE = "looks like a Python pickle, which is never opened: it could run any code"
 IS_GGUF = "metadata key '' (byte 37): is there twice"
-IS_SAFETENSORS = "looks like a safetensors file, not supported"
+IS_SAFETENSORS = (
+    "looks like a safetensors file: name the folder that it is in, with its config.json"
+)
 IS_TOKENIZER = "looks like a llama2.c tokenizer.bin, not a checkpoint"
 IS_OF_ZEROS = "max_seq_len = 0 (byte 8): must be at least 1"
 
@@ -108,13 +110,14 @@ NO_TOKENIZER_THERE = (
     "or tokenizer.bin"
 )
 IS_FOLDER = "is a folder, expected a regular file"
+NO_MODEL_FOLDER = "is a folder, without config.json (Hugging Face) or params.json (Meta)"
 IS_FIFO = "m.bin: is a FIFO (named pipe), expected a regular file"
 NO_TOKENIZER = "tokenizer.bin: no such file: name the tokenizer with --tokenizer FILE"
 IS_GPT2_TOKENIZER = "t.bin: is a GPT-2 tokenizer: expected one of llama2.c"
 RANKS = {"m.bin": checkpoint(vocab_size=4), "t.bin": b"YQ== 0\nYg== 1\nYw== 2\n"}
 
 REPLACED = [
-    Case(19, "folder", f"m.bin: {IS_FOLDER}", make=_folder, run=True),
+    Case(19, "folder", f"m.bin: {NO_MODEL_FOLDER}", make=_folder, run=True),
     Case(19, "fifo", IS_FIFO, make=_fifo),
     Case(19, "missing", f"m.bin: {MISSING}", make=_missing, run=True),
 ]

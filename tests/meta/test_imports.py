@@ -52,6 +52,7 @@ LIBRARIES = {
     "matplotlib": "training.plot bench",
     "hypothesis": "testing* observe.judge observe.spec_measured cli.gradcheck cli.vectors"
     " conform.vectors",
+    "huggingface_hub": "inference.hub",
     "tabulate tqdm": "cli*",
     "argcomplete": "cli.completion",
 }

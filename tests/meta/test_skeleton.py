@@ -9,19 +9,23 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "pyllm2"
 FAMILIES = {"llama2": "Llama2", "gpt2": "GPT2"}
-FILES = "__init__ checkpoint config family gguf imported initial model ops ops_c ops_numba".split()
-FILES += ["training"]
-OWN_FILES: dict[str, list[str]] = {"llama2": ["rope_scaling", "rotary_order"], "gpt2": []}
-ROLES = "checkpoint config family gguf imported initial model training".split()
+FILES = "__init__ checkpoint config family gguf huggingface imported initial model".split()
+FILES += "ops ops_c ops_numba training".split()
+OWN_FILES: dict[str, list[str]] = {
+    "llama2": ["meta", "rope_scaling", "rope_settings", "rotary_order"],
+    "gpt2": [],
+}
+ROLES = "checkpoint config family gguf huggingface imported initial model training".split()
 # Public names of one family only: Llama-2 has grouped heads, int8, three file versions, an optional
 # classifier and a rule for its feed-forward width.
 ONLY = {
     "llama2": (
-        "config.Config.kv_dim checkpoint.export checkpoint.load_float32 "
+        "config.Config.kv_dim checkpoint.beyond checkpoint.export checkpoint.load_float32 "
+        "imported.complete imported.config_of imported.rotated_heads "
         "initial.hidden_dim initial.random_weights "
         "model.Weights model.Model.operand model.Model.product"
     ).split(),
-    "gpt2": "config.Config.seq_len".split(),  # a field of Llama2Config
+    "gpt2": "config.Config.seq_len imported.filled".split(),  # the first is a field of Llama2Config
 }
 WHOLE_PASSES = "forward losses add_gradient".split()  # in ops_c, besides the ops
 NUMBA_ONLY = ["jacobian"]  # argument that selects the strict build's order of additions
