@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from pyllm2.cli import flags
+from pyllm2.cli import flags, numbers
 from pyllm2.cli.flags import one_of
 from pyllm2.cli.output import Output
 from pyllm2.cli.trace import PROMPT, add_model_and_prompt, open_with_prompt
@@ -40,6 +41,29 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compare a training step of the prompt: losses and gradients",
     )
+    training = parser.add_argument_group("training in lockstep")
+    training.add_argument(
+        "--train",
+        type=numbers.positive,
+        metavar="N",
+        help="N steps from the same weights on the same batches; stop at the first that differs",
+    )
+    training.add_argument(
+        "--data", nargs="+", metavar="GLOB", help="token shards (default: random ids)"
+    )
+    training.add_argument(
+        "--batch-size", type=numbers.positive, default=2, metavar="B", help="rows"
+    )
+    training.add_argument(
+        "--seq-len", type=numbers.positive, metavar="T", help="positions (default: at most 16)"
+    )
+    training.add_argument(
+        "--learning-rate", type=numbers.above_0, default=1e-3, metavar="X", help="of AdamW"
+    )
+    training.add_argument("--seed", type=numbers.count, default=1, metavar="N", help="of the ids")
+    training.add_argument(
+        "--out", default="diff.d", metavar="DIR", help="folder for the smallest repetition"
+    )
     dump = parser.add_argument_group("a dump of another program")
     dump.add_argument(
         "--against",
@@ -71,24 +95,64 @@ def main(options: argparse.Namespace) -> int:
     for flag in ("precision", "layout", "rope_order"):
         if getattr(options, flag) is not None and options.against is None:
             raise UsageError(f"--{flag.replace('_', '-')}: only with --against")
-    report = _of_backends(options) if options.against is None else _of_dump(options)
+    if options.train is not None and options.against is not None:
+        raise UsageError("--train: not with --against")
+    of = _of_dump if options.against else _of_training if options.train else _of_backends
+    report = of(options)
     text = json.dumps(report.as_json()) if options.json else str(report)
     Output().write(f"{text}\n".encode())
     return 0 if report.passed else 1
 
 
 def _of_backends(options: argparse.Namespace) -> Report:
-    from pyllm2 import backends
     from pyllm2.observe.diff import diff
+
+    names = _names(options)
+    if options.prompt is None:
+        options.prompt = PROMPT
+    model, prompt = open_with_prompt(options, backend="numpy")
+    return diff(model, names, prompt, options.backward)
+
+
+def _names(options: argparse.Namespace) -> list[str]:
+    from pyllm2 import backends
 
     able = [name for name in backends.NAMES if backends.why_not(name) is None]
     names = options.backends.split(",") if options.backends else able
     for name in names:
         backends.require(name)
-    if options.prompt is None:
-        options.prompt = PROMPT
-    model, prompt = open_with_prompt(options, backend="numpy")
-    return diff(model, names, prompt, options.backward)
+    return names
+
+
+def _of_training(options: argparse.Namespace) -> Report:
+    from pyllm2.observe.lockstep import Hyper, lockstep
+
+    names = _names(options)
+    if options.prompt is not None or options.ids is not None:
+        raise UsageError("--train: batches come from --data or are random: leave the prompt out")
+    options.ids = "0"  # no tokenizer is needed
+    model, _ = open_with_prompt(options, backend="numpy")
+    T = options.seq_len or min(16, model.config.seq_len)
+    if model.config.seq_len < T:
+        raise UsageError(f"--seq-len: {T}: the model has {model.config.seq_len} positions")
+    batches = _batches(options, model.config.vocab_size, T)
+    return lockstep(model, names, batches, Hyper(options.learning_rate), options.out)
+
+
+def _batches(options: argparse.Namespace, V: int, T: int) -> Iterator[Any]:
+    import numpy as np
+
+    if options.data:
+        from pyllm2.training.loader import DataLoader
+
+        loader = DataLoader(options.data, options.batch_size, T, vocab_size=V)
+        for _ in range(options.train):
+            yield loader.next_batch()
+        return
+    random = np.random.default_rng(options.seed)
+    for _ in range(options.train):
+        ids = random.integers(0, V, (options.batch_size, T + 1))
+        yield ids[:, :-1], ids[:, 1:]
 
 
 def _of_dump(options: argparse.Namespace) -> Report:

@@ -222,7 +222,7 @@ class LanguageModel:
 
         Raises what `loss_and_grads` raises.
         """
-        x, y = self._check(x, y)
+        x, y = self.check_batch(x, y)
         return float(mean_loss(self.trainable.losses(x, y)))
 
     def loss_and_grads(
@@ -236,7 +236,7 @@ class LanguageModel:
         for an id outside the vocabulary, ContextError for T beyond the context, ValueError for
         shapes that are not two equal (B, T).
         """
-        x, y = self._check(x, y)
+        x, y = self.check_batch(x, y)
         grads = self.trainable.params.zeros_like()
         losses = self.trainable.add_gradient(x, y, 1 / x.size, grads, fresh=True)
         return float(mean_loss(losses)), grads
@@ -249,8 +249,8 @@ class LanguageModel:
         except ValueError as error:
             raise FileError(self.path, str(error)) from None
 
-    def _check(self, x: Any, y: Any) -> tuple[Ids, Ids]:
-        """Both as arrays of int64."""
+    def check_batch(self, x: Any, y: Any) -> tuple[Ids, Ids]:
+        """Ids and targets of a batch as arrays of int64. Raises as `loss_and_grads` does."""
         x, y = _id_array(x), _id_array(y)
         if x.ndim != 2 or x.shape != y.shape or 0 in x.shape:
             raise ValueError(f"x {x.shape} and y {y.shape}: expected two equal shapes (B, T)")

@@ -25,7 +25,7 @@ from pyllm2.observe.judge import measure
 from pyllm2.observe.report import Entry, Fault, Report, TokenCheck
 from pyllm2.observe.runs import Prompt, Step, on_engine
 from pyllm2.observe.sources import sources_of
-from pyllm2.observe.standard import Standard
+from pyllm2.observe.standard import Standard, WrongSpecificationError
 from pyllm2.observe.trace import new_recorder, prompt_ids, traced_model
 from pyllm2.observe.whole import examine_whole_pass
 
@@ -48,9 +48,7 @@ def diff(
     if training:
         if len(ids) < 2:
             raise UsageError("training needs a prompt of at least 2 tokens")
-        x, y = np.array([ids[:-1]]), np.array([ids[1:]])
-        model.loss(x, y)  # raises for a model that cannot be trained
-        run: Any = Step(x, y)
+        run: Any = Step(*model.check_batch([ids[:-1]], [ids[1:]]))
         subject = model.trainable
     else:
         run, subject = Prompt(ids), model.model
@@ -63,6 +61,11 @@ def diff(
 def compare(report: Report, standard: Standard, names: Sequence[str]) -> None:
     """Add to a report what a run of a model shows about backends."""
     model, run = standard.model, standard.run
+    try:
+        _ = standard.reference
+    except WrongSpecificationError as error:
+        report.faults.append(_fault_of_specification(standard, error))
+        return
     engines = {name: backends.engine(name, family=standard.family) for name in names}
 
     tapped: dict[str, Any] = {}  # the ops of whole passes that are composed of ops of their own
@@ -80,6 +83,25 @@ def compare(report: Report, standard: Standard, names: Sequence[str]) -> None:
         for name, engine in engines.items():
             logits = wholes[name] if name in wholes else _composed(model, engine, run)
             report.tokens.append(_compare_tokens(name, logits, standard.ensemble))
+
+
+def _fault_of_specification(standard: Standard, error: WrongSpecificationError) -> Fault:
+    """The first op whose result is outside, or the one that raises: nothing else is compared."""
+    where, found, says = error.running, _raised(error.error), str(error)
+    for record in error.records:
+        bounded = standard.judge.bounded(record) or ()
+        for output, (value, allowed) in zip(record.outputs.values(), bounded, strict=False):
+            off = measure(output, value, allowed)
+            if not off.inside:
+                where, found, says = record, off, words(off)
+                break
+        if where is record:
+            break
+    op, name = (where.op, where.name) if where is not None else ("", "no op")
+    text = f"numpy: {op or name}, at {name}: {says}; there is nothing to compare with"
+    source = tuple(sources_of(standard.family, op)) if op else ()
+    ops = (op,) if op else ()
+    return Fault("local", standard.run.name, "numpy", ops, name, found, text, source)
 
 
 def _has_whole(engine: backends.Engine, run: Any) -> bool:
@@ -157,8 +179,7 @@ def compare_carried(report: Report, standard: Standard, name: str, ops: Any) -> 
             run(traced_model(model, recorder, ops), recorder)
     except Exception as error:
         text = f"{name}: a run of the plain ops raises {type(error).__name__}: {error}"[:200]
-        at = len(recorder.records)
-        where = reference[min(at, len(reference) - 1)]
+        where = recorder.running or reference[-1]
         fault = Fault("carried", run.name, name, (where.op,), where.name, _raised(error), text)
         report.faults.append(fault)
         return

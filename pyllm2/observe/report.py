@@ -17,6 +17,7 @@ KINDS = {
     "whole": "whole passes, where they leave traces",
     "against": "the dump and a run in float64",
     "layer": "each layer with the dump's own input",
+    "step": "backends in lockstep, the worst place of each step",
     "program": "what a program prints",
 }
 

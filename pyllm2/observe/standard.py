@@ -22,6 +22,17 @@ Array = NDArray[Any]
 Bounds = list[tuple[Array, Array]]
 
 
+class WrongSpecificationError(Exception):
+    """The specification raises an exception.
+
+    records: what ran before   running: the op that raised; None: it was not inside an op
+    """
+
+    def __init__(self, records: list[Record], running: Record | None, error: Exception) -> None:
+        self.records, self.running, self.error = records, running, error
+        super().__init__(f"raises {type(error).__name__}: {error}"[:200])
+
+
 class Standard:
     """The reference of a run (`runs.Prompt` or `runs.Step`) of a model, and its bounds."""
 
@@ -33,10 +44,13 @@ class Standard:
 
     @functools.cached_property
     def reference(self) -> Trace:
-        """The run on the specification, op by op."""
+        """The run on the specification, op by op. Raises WrongSpecificationError."""
         recorder = new_recorder(self.model, self.family)
         ops = backends.ops("numpy", package=self.family)
-        self.run(traced_model(self.model, recorder, ops), recorder)
+        try:
+            self.run(traced_model(self.model, recorder, ops), recorder)
+        except Exception as error:
+            raise WrongSpecificationError(recorder.records, recorder.running, error) from error
         return Trace(recorder.records, self.family, backend="numpy")
 
     @functools.cached_property

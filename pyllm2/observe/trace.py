@@ -79,6 +79,7 @@ class Recorder:
     ) -> None:
         self.family, self.keep = family, keep
         self.records: list[Record] = []
+        self.running: Record | None = None  # the op that runs now; one that raised stays
         self.layer: int | None = None
         self.phase, self.call_number, self.position, self.rows = "forward", 0, 0, 0
         self._weights = Weights(weights_of(model))
@@ -92,10 +93,12 @@ class Recorder:
     ) -> Any:
         """Run an op and record it."""
         record = self.begin(op, function, arguments, keywords)
+        self.running = record
         before = time.perf_counter()
         results = function(*arguments, **keywords)
         record.seconds = time.perf_counter() - before
         self.end(record, results)
+        self.running = None
         return results
 
     def begin(

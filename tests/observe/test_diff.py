@@ -20,6 +20,7 @@ from pyllm2.observe.standard import Standard
 from tests.observe.broken import break_op
 from tests.observe.models import fixed, language_models
 from tests.support.command import in_process
+from tests.support.llama2_files import lay_out
 from tests.support.profiles import few
 from tests.support.tested import able
 
@@ -141,6 +142,28 @@ def test_a_kernel_that_raises_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "raises IndexError: out of range" in str(report)
 
 
+def test_a_specification_that_raises_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyllm2.llama2 import ops
+
+    def raises(*_: Any) -> Any:
+        raise TypeError("no")
+
+    monkeypatch.setattr(ops, "residual", raises)
+    report = diff(fixed("llama2"), ["numpy"], IDS)
+    assert only_local(report) == {"residual"}
+    assert "at layer 0 residual of wo: raises TypeError: no; " in str(report)
+
+
+def test_results_in_the_wrong_order_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the op after it, which raises because of the shape."""
+    from pyllm2.gpt2 import ops
+
+    right = ops.layernorm_forward
+    monkeypatch.setattr(ops, "layernorm_forward", lambda *a: right(*a)[::-1])
+    report = diff(fixed("gpt2"), ["numpy"], IDS, training=True)
+    assert only_local(report) == {"layernorm_forward"}
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(BackendError, match="backend 'cuda' does not exist"):
         diff(fixed("llama2"), ["cuda"], IDS)
@@ -150,7 +173,8 @@ def test_what_cannot_be_compared_is_refused() -> None:
 
 def test_the_command_prints_a_table_or_json(tmp_path: Path) -> None:
     """Exit code 0 inside; formula and source places are in the report of a fault."""
-    words = ["diff", "--backends", "numpy", "--ids", "1,5,7"]
+    lay_out(tmp_path)
+    words = ["diff", "m.bin", "--backends", "numpy", "--ids", "1,5,7"]
     outcome = in_process(words, tmp_path)
     assert (outcome.code, outcome.err) == (0, b"")
     assert outcome.out.decode().endswith("everything is inside its bound\n")
@@ -162,7 +186,8 @@ def test_the_command_prints_a_table_or_json(tmp_path: Path) -> None:
 
 def test_the_command_says_what_is_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     break_op(monkeypatch, "numpy", "rope")
-    outcome = in_process(["diff", "--backends", "numpy", "--ids", "1,5,7"], tmp_path)
+    lay_out(tmp_path)
+    outcome = in_process(["diff", "m.bin", "--backends", "numpy", "--ids", "1,5,7"], tmp_path)
     text = outcome.out.decode()
     assert outcome.code == 1
     assert "OUTSIDE: numpy: rope, first at layer 0 rope of wq: " in text
