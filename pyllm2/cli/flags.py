@@ -145,13 +145,13 @@ def add_loading(parser: Any) -> None:
         "--tokenizer",
         metavar="FILE",
         help=f"{TOKENIZER_FILES}, or the words gpt2 or bytes "
-        "(default: that of MODEL, else tokenizer.bin beside it or in the current folder)",
+        "(default: that of MODEL, else tokenizer.bin beside it or here)",
     )
     add_machine(parser)
     parser.add_argument(
         "--download",
         action="store_true",
-        help="fetch MODEL, a name org/model, from Hugging Face if its cache has it not",
+        help="fetch MODEL, as org/model, from Hugging Face",
     )
     parser.add_argument(
         "--mmap", action="store_true", help="map the weights into memory instead of reading them"

@@ -25,7 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="checkpoint of llama2.c or llm.c (default: the story model that comes with pyllm2)",
+        help="file or folder of any kind (default: the story model that comes with pyllm2)",
     )
     flags.add_loading(parser)
     prompt = parser.add_mutually_exclusive_group()
