@@ -41,6 +41,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compare a training step of the prompt: losses and gradients",
     )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="the error budget instead: what each op adds and carries, what a test should allow",
+    )
     training = parser.add_argument_group("training in lockstep")
     training.add_argument(
         "--train",
@@ -98,6 +103,8 @@ def main(options: argparse.Namespace) -> int:
     if options.train is not None and options.against is not None:
         raise UsageError("--train: not with --against")
     of = _of_dump if options.against else _of_training if options.train else _of_backends
+    if options.explain:
+        return _explain(options)
     report = of(options)
     text = json.dumps(report.as_json()) if options.json else str(report)
     Output().write(f"{text}\n".encode())
@@ -112,6 +119,24 @@ def _of_backends(options: argparse.Namespace) -> Report:
         options.prompt = PROMPT
     model, prompt = open_with_prompt(options, backend="numpy")
     return diff(model, names, prompt, options.backward)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    """Print the error budget; exit code 0."""
+    import json
+
+    from pyllm2.observe.explain import explain
+
+    for flag in ("against", "train", "backward"):
+        if getattr(options, flag):
+            raise UsageError(f"--explain: not with --{flag}")
+    names = _names(options)
+    options.prompt = PROMPT if options.prompt is None else options.prompt
+    model, prompt = open_with_prompt(options, backend="numpy")
+    budget = explain(model, prompt, names)
+    text = json.dumps(budget.as_json()) if options.json else str(budget)
+    Output().write(f"{text}\n".encode())
+    return 0
 
 
 def _names(options: argparse.Namespace) -> list[str]:

@@ -105,7 +105,7 @@ class Report:
         for kind, run in self.sections():
             labels, rows = self.rows(kind, run)
             lines += ["", f"{kind}, {run} ({KINDS[kind]}): largest share of the bound, ulp"]
-            lines += _columns(["", *labels], [[key, *map(cell, found)] for key, found in rows])
+            lines += columns(["", *labels], [[key, *map(cell, found)] for key, found in rows])
             marked = _first_outside(rows)
             if marked is not None:
                 at = len(lines) - len(rows) + marked
@@ -187,7 +187,7 @@ def cell(found: Measure | None) -> str:
     return f"{found.share:.3f}  {found.ulp:.3g}" + ("" if found.inside else "  OUTSIDE")
 
 
-def _columns(headers: list[str], rows: list[list[str]]) -> list[str]:
+def columns(headers: list[str], rows: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
     return [
         "  " + "  ".join(f"{c:<{w}}" for c, w in zip(r, widths, strict=True)).rstrip()
