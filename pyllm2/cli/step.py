@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shutil
 import sys
 
 from pyllm2 import backends
 from pyllm2.cli import flags, numbers
+from pyllm2.cli.output import say
 from pyllm2.cli.trace import add_model_and_prompt, open_with_prompt
 
 SUMMARY = "step through a run op by op: formula, sources, values, every backend"
@@ -73,6 +75,13 @@ def main(options: argparse.Namespace) -> int:
     else:
         run = PromptRun(model, prompt, options.new_tokens, options.at_once)
     with Stepper(run, options.backend, named) as stepper:
+        if not options.plain and sys.stdin.isatty() and sys.stdout.isatty():
+            if importlib.util.find_spec("textual") is not None:
+                from pyllm2.observe.step_app import StepApp
+
+                StepApp(stepper).run()
+                return 0
+            say("panes need the textual package: pip install 'pyllm2[step]'; this is --plain")
         width = shutil.get_terminal_size((100, 24)).columns
         coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         step_plain.play(stepper, coloured, width)

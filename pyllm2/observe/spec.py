@@ -124,7 +124,7 @@ def page(model: str, op: str) -> Page:
         summary,
         formula,
         notes,
-        tuple(map(_without_docstring, source(PACKAGES[model], op))),
+        tuple(map(without_docstring, source(PACKAGES[model], op))),
         original_names(model, op),
         laws,
         bound,
@@ -145,8 +145,8 @@ def _parts(text: str) -> tuple[str, str, str]:
     )
 
 
-def _without_docstring(found: Source) -> Source:
-    """The page shows the docstring once already."""
+def without_docstring(found: Source) -> Source:
+    """A source without the docstring, which is shown once beside all of them."""
     if found.language == "C":
         return found
     (function,) = ast.parse(found.text).body

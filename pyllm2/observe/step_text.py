@@ -56,6 +56,14 @@ class Node:
     index: int | None  # number of the record, of a layer its first; None: has not run yet
     here: bool = False
     ops: int = 0  # of a layer
+    phase: str = "forward"
+    layer: int | None = None
+
+    def is_of(self, record: Record) -> bool:
+        """Whether this line stands for an op, or for the layer that it is in."""
+        same = (record.phase, record.layer) == (self.phase, self.layer)
+        whole = self.depth == 0 and self.layer is not None
+        return same and (whole or record.name.endswith(self.label))
 
 
 def tree(stepper: Stepper) -> list[Node]:
@@ -75,11 +83,13 @@ def tree(stepper: Stepper) -> list[Node]:
         if layer is not None and (phase, layer) != group:
             suffix = f", {phase}" if phase != "forward" else ""
             nodes.append(Node(f"layer {layer}{suffix}", 0, index, open_))
+            nodes[-1].phase, nodes[-1].layer = phase, layer
         group = phase, layer
         if layer is None:
-            nodes.append(Node(name, 0, index, here))
+            nodes.append(Node(name, 0, index, here, 0, phase))
         elif open_:
-            nodes.append(Node(name.removeprefix(f"layer {layer} "), 1, index, here))
+            label = name.removeprefix(f"layer {layer} ")
+            nodes.append(Node(label, 1, index, here, 0, phase, layer))
         else:
             nodes[-1].ops += 1
     return nodes
@@ -112,6 +122,17 @@ def values(record: Record) -> list[Value]:
     for name, value in record.outputs.items():
         found.append(Value(output_name(record, name), value, *described(value), "result"))
     return found
+
+
+def current_values(stepper: Stepper) -> list[Value]:
+    """The values of the op; where we go by lines, first the variables that are no arguments."""
+    record = stepper.record
+    found = values(record)
+    if stepper.stride != "line":
+        return found
+    variables = stepper.lines[stepper.line].variables
+    new = {n: v for n, v in variables.items() if n not in record.inputs}
+    return [*(Value(n, v, *described(v), "variable") for n, v in new.items()), *found]
 
 
 def described(value: Any) -> tuple[str, str]:

@@ -304,7 +304,11 @@ class Stepper:
 
     def compare(self) -> Comparison:
         """This op by every backend on the same inputs. Raises BackendError without hypothesis."""
-        return compared(self.family, self.record, self.compare_with)
+        return self.compare_record(self.record)
+
+    def compare_record(self, record: Record) -> Comparison:
+        """The same for any op that has run."""
+        return compared(self.family, record, self.compare_with)
 
     def _replace(self, results: Any) -> None:
         self.record.outputs = {}

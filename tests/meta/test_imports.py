@@ -53,6 +53,7 @@ LIBRARIES = {
     "hypothesis": "testing* observe.judge observe.spec_measured cli.gradcheck cli.vectors"
     " conform.vectors",
     "huggingface_hub": "inference.hub",
+    "textual rich": "observe.step_app observe.step_widgets",
     "tabulate tqdm": "cli*",
     "argcomplete": "cli.completion",
 }
