@@ -38,12 +38,16 @@ def put_float(own: Any, address: int, value: Any) -> None:
     at(address, 1)[0] = value
 
 
+def get_int(own: Any, address: int) -> int:
+    return int(at(address, 1, ctypes.c_int64)[0])
+
+
 def put_int(own: Any, address: int, value: int) -> None:
     at(address, 1, ctypes.c_int64)[0] = value
 
 
 def atomic_get(own: Any, address: int) -> int:
-    return int(at(address, 1, ctypes.c_int64)[0])
+    return get_int(own, address)
 
 
 def atomic_add(own: Any, address: int, value: int) -> int:
@@ -108,9 +112,9 @@ def swiglu_row(own: Any, out: int, gate: int, up: int, n: int) -> None:
     at(out, n)[:] = g / (F32(1) + np.exp(-g)) * at(up, n)
 
 
-def rmsnorm_row(own: Any, out: int, x: int, weight: int, n: int) -> None:
+def rmsnorm_row(own: Any, out: int, x: int, weight: int, n: int, eps: Any) -> None:
     row = at(x, n)
-    scale = F32(1) / np.sqrt(row @ row / F32(n) + F32(1e-5))
+    scale = F32(1) / np.sqrt(row @ row / F32(n) + eps)
     at(out, n)[:] = at(weight, n) * (scale * row)
 
 

@@ -116,7 +116,7 @@ static llama2_config read_config(const char *path, const layout *kind, const uns
               SHARED_CLASSIFIER_AT);
     const int32_t group_size = kind == &V2 ? int32_at(head + GROUP_SIZE_AT) : 0;
     const llama2_config c = {value[0], value[1], value[2], value[3], value[4], value[5], value[6],
-                             shared, group_size};
+                             shared, group_size, value[0] / value[3], LLAMA2_EPS, NULL};
     REFUSE_IF(c.dim % c.n_heads != 0,
               "%s: dim = %d (byte %d): must be a multiple of n_heads = %d", path, c.dim,
               kind->fields, c.n_heads);

@@ -9,12 +9,13 @@
 #include "ops.h"
 #include "../common/parallel.h"
 
+#include <stddef.h>
 #include <string.h>
 
 /* ---- float32 ------------------------------------------------------------------------------- */
 
-/* out = x @ w.T          x: (T, C)  w: (OC, C)  ->  (T, OC) */
-void llama2_matmul_naive(float *out, const float *x, const float *w,
+/* out = x @ w.T + b          x: (T, C)  w: (OC, C)  b: (OC,) or NULL  ->  (T, OC) */
+void llama2_matmul_naive(float *out, const float *x, const float *w, const float *b,
                          int64_t T, int64_t C, int64_t OC)
 {
     for (int64_t t = 0; t < T; t++) {
@@ -24,7 +25,7 @@ void llama2_matmul_naive(float *out, const float *x, const float *w,
             for (int64_t c = 0; c < C; c++) {
                 sum += w[o * C + c] * x[t * C + c];
             }
-            out[t * OC + o] = sum;
+            out[t * OC + o] = b != NULL ? sum + b[o] : sum;
         }
     }
 }
@@ -52,10 +53,11 @@ enum { BLOCK = 64 };  /* tokens, a multiple of 4 */
  * a block of x stays in the cache.
  * Remaining tokens: four rows of w share x. The rows are a quarter of w apart because the hardware
  * prefetches four distant streams better than one. */
-void llama2_matmul(float *out, const float *x, const float *w, int64_t T, int64_t C, int64_t OC)
+void llama2_matmul(float *out, const float *x, const float *w, const float *b,
+                   int64_t T, int64_t C, int64_t OC)
 {
 #ifdef LLAMA2_PLAIN_MATMUL  /* the loops of run.c, for timing only */
-    llama2_matmul_naive(out, x, w, T, C, OC);
+    llama2_matmul_naive(out, x, w, b, T, C, OC);
 #else
     const int64_t fours = T / 4 * 4;
     for (int64_t first = 0; first < fours; first += BLOCK) {
@@ -81,8 +83,11 @@ void llama2_matmul(float *out, const float *x, const float *w, int64_t T, int64_
                 out[t * OC + o + i * quarter] = sum[i];
             }
         }
-        llama2_matmul_naive(out + t * OC + 4 * quarter, x + t * C, w + 4 * quarter * C,
+        llama2_matmul_naive(out + t * OC + 4 * quarter, x + t * C, w + 4 * quarter * C, NULL,
                             1, C, OC - 4 * quarter);
+    }
+    for (int64_t i = 0; b != NULL && i < T * OC; i++) {
+        out[i] += b[i % OC];
     }
 #endif
 }

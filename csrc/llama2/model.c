@@ -10,29 +10,34 @@
 
 int64_t llama2_cache_floats(const llama2_config *config, int64_t S)
 {
-    const int64_t KV = config->dim / config->n_heads * config->n_kv_heads;
-    return size_times(2, size_times(size_times(config->n_layers, S), KV));
+    const int64_t hs = config->head_size, KV = hs * config->n_kv_heads;
+    const int64_t rows = size_times(size_times(config->n_layers, S), KV);
+    return size_times(2, size_plus(rows, size_times(S, hs / 2)));
 }
 
 void llama2_cache_bind(llama2_cache *cache, const llama2_config *config, float *memory, int64_t S)
 {
+    const int64_t hs = config->head_size, rows = config->n_layers * S * config->n_kv_heads * hs;
     cache->positions = S;
     cache->keys = memory;
-    cache->values = memory + llama2_cache_floats(config, S) / 2;
+    cache->values = cache->keys + rows;
+    cache->cos = cache->values + rows;
+    cache->sin = cache->cos + S * (hs / 2);
+    llama2_rope_tables(cache->cos, cache->sin, NULL, S, hs, LLAMA2_ROPE_BASE, 1.0f);
 }
 
-enum { STATE_BUFFERS = 13 };
+enum { STATE_BUFFERS = 11 };
 
 /* Floats per buffer, in the order of the struct. The int8 values come last, four per float. */
 static void state_sizes(int64_t n[STATE_BUFFERS + 1], const llama2_config *config,
                         int64_t S, int64_t T)
 {
     const int64_t C = config->dim, F = config->hidden_dim, GS = config->group_size;
-    const int64_t widest = C > F ? C : F;
-    const int64_t TC = size_times(T, C), TF = size_times(T, F);
-    const int64_t angles = size_times(T, C / config->n_heads / 2);
+    const int64_t Q = (int64_t)config->n_heads * config->head_size, wider = C > F ? C : F;
+    const int64_t widest = wider > Q ? wider : Q;
+    const int64_t TC = size_times(T, C), TF = size_times(T, F), TQ = size_times(T, Q);
     const int64_t sizes[STATE_BUFFERS + 1] = {
-        TC, TC, TC, TC, TC, TF, TF, TF, TC, size_times(config->n_heads, S), angles, angles,
+        TC, TC, TQ, TQ, TC, TF, TF, TF, TC, size_times(config->n_heads, S),
         GS > 0 ? size_times(T, widest / GS) : 0,
         GS > 0 ? size_times(T, widest / 4 + 1) : 0,
     };
@@ -51,7 +56,7 @@ void llama2_state_bind(llama2_state *state, const llama2_config *config, float *
 {
     float **buffer[STATE_BUFFERS] = {
         &state->x, &state->y, &state->q, &state->o, &state->proj, &state->gate, &state->up,
-        &state->hidden, &state->ffn, &state->att, &state->cos, &state->sin, &state->input_scales,
+        &state->hidden, &state->ffn, &state->att, &state->input_scales,
     };
     int64_t n[STATE_BUFFERS + 1];
     state_sizes(n, config, S, T);
@@ -78,15 +83,18 @@ static operand quantized_once(llama2_state *s, const float *x, int64_t T, int64_
     return in;
 }
 
-/* out = x @ w[l].T          ->  (T, OC) */
-static void product(float *out, const operand *in, const llama2_matrix *w, int64_t l, int64_t OC)
+/* out = x @ w[l].T + b[l]          b: (L, OC), or NULL  ->  (T, OC)
+ * Models with int8 matrices have no biases. */
+static void product(float *out, const operand *in, const llama2_matrix *w, const float *b,
+                    int64_t l, int64_t OC)
 {
     const int64_t T = in->T, C = in->C, GS = in->GS;
     if (GS > 0) {
         llama2_matmul_q8(out, in->values, in->scales, w->values + l * w->stride,
                          w->scales + l * (OC * C / GS), T, C, OC, GS);
     } else {
-        llama2_matmul(out, in->x, w->floats + l * w->stride, T, C, OC);
+        const float *bias = b != NULL ? b + l * OC : NULL;
+        llama2_matmul(out, in->x, w->floats + l * w->stride, bias, T, C, OC);
     }
 }
 
@@ -96,47 +104,53 @@ void llama2_forward(float *logits, llama2_state *state, llama2_cache *cache,
 {
     const int64_t C = config->dim, F = config->hidden_dim, L = config->n_layers;
     const int64_t NH = config->n_heads, NKV = config->n_kv_heads, V = config->vocab_size;
-    const int64_t hs = C / NH, KV = NKV * hs, S = cache->positions, P = pos + T;
-    const int64_t GS = config->group_size;
+    const int64_t hs = config->head_size, Q = NH * hs, KV = NKV * hs;
+    const int64_t S = cache->positions, P = pos + T, GS = config->group_size;
+    const float *cos = cache->cos + pos * (hs / 2), *sin = cache->sin + pos * (hs / 2);
+    const float eps = config->norm_epsilon;
     llama2_state *s = state;
     const llama2_weights *w = weights;
 
     llama2_embedding(s->x, tokens, w->token_embedding, T, C);
-    rope_rows(s->cos, s->sin, pos, T, hs);  /* once per call: the same for all layers and heads */
 
     for (int64_t l = 0; l < L; l++) {
         float *keys = cache->keys + l * S * KV;      /* (S, KV), rows below pos are filled */
         float *values = cache->values + l * S * KV;
         float *k = keys + pos * KV;                  /* (T, KV), written in place */
         float *v = values + pos * KV;
+        const int64_t window = config->windows != NULL ? config->windows[l] : 0;
 
-        llama2_rmsnorm(s->y, s->x, w->attention_norm + l * C, T, C);
+        llama2_rmsnorm(s->y, s->x, w->attention_norm + l * C, T, C, eps);
         const operand y = quantized_once(s, s->y, T, C, GS);
-        product(s->q, &y, &w->wq, l, C);
-        product(k, &y, &w->wk, l, KV);
-        product(v, &y, &w->wv, l, KV);
-        llama2_rope(s->q, s->q, s->cos, s->sin, T, NH, hs);
-        llama2_rope(k, k, s->cos, s->sin, T, NKV, hs);
-        llama2_attention(s->o, s->att, s->q, keys, values, T, P, NH, NKV, hs);
-        const operand o = quantized_once(s, s->o, T, C, GS);
-        product(s->proj, &o, &w->wo, l, C);
+        product(s->q, &y, &w->wq, w->bq, l, Q);
+        product(k, &y, &w->wk, w->bk, l, KV);
+        product(v, &y, &w->wv, w->bv, l, KV);
+        if (w->q_norm != NULL) {
+            llama2_rmsnorm(s->q, s->q, w->q_norm + l * hs, T * NH, hs, eps);
+            llama2_rmsnorm(k, k, w->k_norm + l * hs, T * NKV, hs, eps);
+        }
+        llama2_rope(s->q, s->q, cos, sin, T, NH, hs);
+        llama2_rope(k, k, cos, sin, T, NKV, hs);
+        llama2_attention(s->o, s->att, s->q, keys, values, T, P, NH, NKV, hs, window);
+        const operand o = quantized_once(s, s->o, T, Q, GS);
+        product(s->proj, &o, &w->wo, w->bo, l, C);
         llama2_residual(s->x, s->x, s->proj, T, C);
 
-        llama2_rmsnorm(s->y, s->x, w->ffn_norm + l * C, T, C);
+        llama2_rmsnorm(s->y, s->x, w->ffn_norm + l * C, T, C, eps);
         const operand z = quantized_once(s, s->y, T, C, GS);
-        product(s->gate, &z, &w->w1, l, F);
-        product(s->up, &z, &w->w3, l, F);
+        product(s->gate, &z, &w->w1, w->b1, l, F);
+        product(s->up, &z, &w->w3, w->b3, l, F);
         llama2_swiglu(s->hidden, s->gate, s->up, T, F);
         const operand hidden = quantized_once(s, s->hidden, T, F, GS);
-        product(s->ffn, &hidden, &w->w2, l, C);
+        product(s->ffn, &hidden, &w->w2, w->b2, l, C);
         llama2_residual(s->x, s->x, s->ffn, T, C);
     }
 
-    llama2_rmsnorm(s->y, s->x, w->final_norm, T, C);
+    llama2_rmsnorm(s->y, s->x, w->final_norm, T, C, eps);
     if (logits != NULL) {
         const int64_t first = every_token ? 0 : T - 1;
         const operand y = quantized_once(s, s->y + first * C, T - first, C, GS);
-        product(logits, &y, &w->classifier, 0, V);
+        product(logits, &y, &w->classifier, NULL, 0, V);
     }
 }
 

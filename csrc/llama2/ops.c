@@ -45,9 +45,10 @@ void llama2_embedding_backward(float *dtable, const float *dout, const int32_t *
 
 /* ---- rmsnorm ------------------------------------------------------------------------------- */
 
-/* out = weight * (x / sqrt(mean(x^2) + 1e-5))          x: (T, C)  weight: (C,)  ->  (T, C)
+/* out = weight * (x / sqrt(mean(x^2) + eps))          x: (T, C)  weight: (C,)  ->  (T, C)
  * The reciprocal of the root first, then the two products in this order. */
-void llama2_rmsnorm(float *out, const float *x, const float *weight, int64_t T, int64_t C)
+void llama2_rmsnorm(float *out, const float *x, const float *weight, int64_t T, int64_t C,
+                    float eps)
 {
     for (int64_t t = 0; t < T; t++) {
         const float *row = x + t * C;
@@ -55,7 +56,7 @@ void llama2_rmsnorm(float *out, const float *x, const float *weight, int64_t T, 
         for (int64_t c = 0; c < C; c++) {
             squares += row[c] * row[c];
         }
-        float scale = 1.0f / sqrtf(squares / (float)C + 1e-5f);
+        float scale = 1.0f / sqrtf(squares / (float)C + eps);
         for (int64_t c = 0; c < C; c++) {
             out[t * C + c] = weight[c] * (scale * row[c]);
         }
@@ -76,7 +77,7 @@ void llama2_rmsnorm_backward(float *dx, float *dweight, const float *dout, const
         for (int64_t c = 0; c < C; c++) {
             squares += row[c] * row[c];
         }
-        const float r = 1.0f / sqrtf(squares / (float)C + 1e-5f);
+        const float r = 1.0f / sqrtf(squares / (float)C + LLAMA2_EPS);
         for (int64_t c = 0; c < C; c++) {
             along += drow[c] * weight[c] * (row[c] * r);
         }
@@ -91,24 +92,23 @@ void llama2_rmsnorm_backward(float *dx, float *dweight, const float *dout, const
 
 /* ---- rope ---------------------------------------------------------------------------------- */
 
-/* cos, sin of angle = position / 10000^(i/hs), i = 0, 2, 4 ..., for positions pos .. pos+T-1.
- * Power, quotient and angle are each rounded to float32: at large positions this decides bits. */
-static void rope_rows(float *cos, float *sin, int64_t pos, int64_t T, int64_t hs)
+/* cos, sin of angle = position / base^(2i/hs)          ->  (S, hs/2) each
+ * Power, quotient and angle are each rounded to float32: at large positions this decides bits.
+ * Models that stretch their context divide pair i by divisors[i] and multiply by a scale. */
+void llama2_rope_tables(float *cos, float *sin, const float *divisors, int64_t S, int64_t hs,
+                        float base, float scale)
 {
     for (int64_t i = 0; i < hs / 2; i++) {
-        float freq = 1.0f / powf(10000.0f, (float)(2 * i) / (float)hs);
-        for (int64_t t = 0; t < T; t++) {
-            float angle = (float)(pos + t) * freq;
-            cos[t * (hs / 2) + i] = cosf(angle);
-            sin[t * (hs / 2) + i] = sinf(angle);
+        float freq = 1.0f / powf(base, (float)(2 * i) / (float)hs);
+        if (divisors != NULL) {
+            freq /= divisors[i];
+        }
+        for (int64_t p = 0; p < S; p++) {
+            float angle = (float)p * freq;
+            cos[p * (hs / 2) + i] = scale * cosf(angle);
+            sin[p * (hs / 2) + i] = scale * sinf(angle);
         }
     }
-}
-
-/* cos, sin of every position          ->  (S, hs/2) each */
-void llama2_rope_tables(float *cos, float *sin, int64_t S, int64_t hs)
-{
-    rope_rows(cos, sin, 0, S, hs);
 }
 
 /* Each adjacent pair (a, b) of a head, rotated by its angle: (a cos - b sin, a sin + b cos)
@@ -176,11 +176,12 @@ void llama2_softmax(float *out, const float *x, int64_t T, int64_t C)
 
 /* ---- attention ----------------------------------------------------------------------------- */
 
-/* out = softmax(q k^T / sqrt(hs)) v per head; query t sees the keys up to its own position
+/* out = softmax(q k^T / sqrt(hs)) v per head; query t sees the keys up to its own position, with a
+ * window (0: none) only the last of them
  * q: (T, NH, hs)  k, v: (P, NKV, hs)  ->  (T, NH * hs)
  * att: (NH, P) workspace. Head h reads key/value head h / (NH/NKV). */
 void llama2_attention(float *out, float *att, const float *q, const float *k, const float *v,
-                      int64_t T, int64_t P, int64_t NH, int64_t NKV, int64_t hs)
+                      int64_t T, int64_t P, int64_t NH, int64_t NKV, int64_t hs, int64_t window)
 {
     const float root = sqrtf((float)hs);
     PARALLEL_IF(T * P * NH * hs > MIN_PARALLEL_WORK)
@@ -192,9 +193,10 @@ void llama2_attention(float *out, float *att, const float *q, const float *k, co
             const float *query = q + (t * NH + h) * hs;
             float *o = out + (t * NH + h) * hs;
             const int64_t seen = P - T + t + 1;
+            const int64_t first = window > 0 && window < seen ? seen - window : 0;
 
             /* pass 1: scores, query . key */
-            for (int64_t p = 0; p < seen; p++) {
+            for (int64_t p = first; p < seen; p++) {
                 const float *key = k_head + p * NKV * hs;
                 float score = 0.0f;
                 for (int64_t i = 0; i < hs; i++) {
@@ -203,12 +205,12 @@ void llama2_attention(float *out, float *att, const float *q, const float *k, co
                 a[p] = score / root;
             }
             /* pass 2: scores to weights */
-            llama2_softmax(a, a, 1, seen);
+            llama2_softmax(a + first, a + first, 1, seen - first);
             /* pass 3: weighted sum of the values, oldest position first */
             for (int64_t i = 0; i < hs; i++) {
                 o[i] = 0.0f;
             }
-            for (int64_t p = 0; p < seen; p++) {
+            for (int64_t p = first; p < seen; p++) {
                 const float *value = v_head + p * NKV * hs;
                 for (int64_t i = 0; i < hs; i++) {
                     o[i] += a[p] * value[i];

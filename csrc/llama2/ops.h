@@ -27,23 +27,31 @@ void llama2_embedding(float *out, const int32_t *tokens, const float *table, int
 void llama2_embedding_backward(float *dtable, const float *dout, const int32_t *tokens,
                                int64_t N, int64_t C);
 
-void llama2_rmsnorm(float *out, const float *x, const float *weight, int64_t T, int64_t C);
+/* The numbers of run.c; other models have their own. */
+#define LLAMA2_EPS 1e-5f
+#define LLAMA2_ROPE_BASE 10000.0f
+
+/* out may be x. */
+void llama2_rmsnorm(float *out, const float *x, const float *weight, int64_t T, int64_t C,
+                    float eps);
 void llama2_rmsnorm_backward(float *dx, float *dweight, const float *dout, const float *x,
                              const float *weight, int64_t N, int64_t C);
 
-/* x: (T, C)  w: (OC, C)  ->  (T, OC) */
-void llama2_matmul(float *out, const float *x, const float *w, int64_t T, int64_t C, int64_t OC);
+/* x: (T, C)  w: (OC, C)  b: (OC,), or NULL  ->  (T, OC) */
+void llama2_matmul(float *out, const float *x, const float *w, const float *b,
+                   int64_t T, int64_t C, int64_t OC);
 void llama2_matmul_backward(float *dx, float *dw, const float *dout, const float *x,
                             const float *w, int64_t N, int64_t C, int64_t OC);
 
 /* The definitions of matmul and its backward as plain loops: slower, same bits when strict. */
-void llama2_matmul_naive(float *out, const float *x, const float *w,
+void llama2_matmul_naive(float *out, const float *x, const float *w, const float *b,
                          int64_t T, int64_t C, int64_t OC);
 void llama2_matmul_backward_naive(float *dx, float *dw, const float *dout, const float *x,
                                   const float *w, int64_t N, int64_t C, int64_t OC);
 
-/* cos, sin: (S, hs/2) */
-void llama2_rope_tables(float *cos, float *sin, int64_t S, int64_t hs);
+/* divisors: (hs/2,), or NULL  ->  cos, sin: (S, hs/2) */
+void llama2_rope_tables(float *cos, float *sin, const float *divisors, int64_t S, int64_t hs,
+                        float base, float scale);
 /* x: (T, heads, hs)  cos, sin: (T, hs/2); out may be x, dx may be dout. */
 void llama2_rope(float *out, const float *x, const float *cos, const float *sin,
                  int64_t T, int64_t heads, int64_t hs);
@@ -53,9 +61,10 @@ void llama2_rope_backward(float *dx, const float *dout, const float *cos, const 
 /* x: (T, C); out may be x. */
 void llama2_softmax(float *out, const float *x, int64_t T, int64_t C);
 
-/* Inference. q: (T, NH, hs)  k, v: (P, NKV, hs)  ->  (T, NH * hs)  att: (NH, P), workspace */
+/* Inference. q: (T, NH, hs)  k, v: (P, NKV, hs)  ->  (T, NH * hs)  att: (NH, P), workspace
+ * window: a query sees at most so many positions, 0: all up to its own */
 void llama2_attention(float *out, float *att, const float *q, const float *k, const float *v,
-                      int64_t T, int64_t P, int64_t NH, int64_t NKV, int64_t hs);
+                      int64_t T, int64_t P, int64_t NH, int64_t NKV, int64_t hs, int64_t window);
 
 /* Training. q: (B, T, NH, hs)  k, v: (B, T, NKV, hs)  keep: (B, NH, T, T), or NULL: no dropout
  * out: (B, T, NH * hs)  att: (B, NH, T, T), before dropout */

@@ -137,22 +137,22 @@ static llama2_activations activations_of_layer(const llama2_activations *acts, i
 static void block_forward(float *out, const llama2_activations *a, const llama2_parameters *p,
                           sizes n)
 {
-    llama2_rmsnorm(a->attention_in, a->x, p->attention_norm, n.N, n.C);
-    llama2_matmul(a->q, a->attention_in, p->wq, n.N, n.C, n.C);
-    llama2_matmul(a->k, a->attention_in, p->wk, n.N, n.C, n.KV);
-    llama2_matmul(a->v, a->attention_in, p->wv, n.N, n.C, n.KV);
+    llama2_rmsnorm(a->attention_in, a->x, p->attention_norm, n.N, n.C, LLAMA2_EPS);
+    llama2_matmul(a->q, a->attention_in, p->wq, NULL, n.N, n.C, n.C);
+    llama2_matmul(a->k, a->attention_in, p->wk, NULL, n.N, n.C, n.KV);
+    llama2_matmul(a->v, a->attention_in, p->wv, NULL, n.N, n.C, n.KV);
     llama2_rope(a->q, a->q, a->cos, a->sin, n.N, n.NH, n.hs);
     llama2_rope(a->k, a->k, a->cos, a->sin, n.N, n.NKV, n.hs);
     llama2_attention_forward(a->attention_out, a->att, a->q, a->k, a->v, NULL,
                              n.B, n.T, n.NH, n.NKV, n.hs);
-    llama2_matmul(a->branch, a->attention_out, p->wo, n.N, n.C, n.C);
+    llama2_matmul(a->branch, a->attention_out, p->wo, NULL, n.N, n.C, n.C);
     llama2_residual(a->middle, a->x, a->branch, n.N, n.C);
 
-    llama2_rmsnorm(a->ffn_in, a->middle, p->ffn_norm, n.N, n.C);
-    llama2_matmul(a->gate, a->ffn_in, p->w1, n.N, n.C, n.F);
-    llama2_matmul(a->up, a->ffn_in, p->w3, n.N, n.C, n.F);
+    llama2_rmsnorm(a->ffn_in, a->middle, p->ffn_norm, n.N, n.C, LLAMA2_EPS);
+    llama2_matmul(a->gate, a->ffn_in, p->w1, NULL, n.N, n.C, n.F);
+    llama2_matmul(a->up, a->ffn_in, p->w3, NULL, n.N, n.C, n.F);
     llama2_swiglu(a->hidden, a->gate, a->up, n.N, n.F);
-    llama2_matmul(a->branch, a->hidden, p->w2, n.N, n.F, n.C);
+    llama2_matmul(a->branch, a->hidden, p->w2, NULL, n.N, n.F, n.C);
     llama2_residual(out, a->middle, a->branch, n.N, n.C);
 }
 
@@ -194,7 +194,8 @@ void llama2_training_forward(llama2_activations *acts, const llama2_config *conf
     const int64_t table = T * (n.hs / 2);
 
     for (int64_t b = 0; b < B; b++) {  /* every row starts at position 0 */
-        llama2_rope_tables(acts->cos + b * table, acts->sin + b * table, T, n.hs);
+        llama2_rope_tables(acts->cos + b * table, acts->sin + b * table, NULL, T, n.hs,
+                           LLAMA2_ROPE_BASE, 1.0f);
     }
     llama2_embedding(acts->x, tokens, params->token_embedding, n.N, n.C);
     for (int64_t l = 0; l < n.L; l++) {
@@ -202,8 +203,8 @@ void llama2_training_forward(llama2_activations *acts, const llama2_config *conf
         const llama2_activations a = activations_of_layer(acts, l, n);
         block_forward(a.x + n.N * n.C, &a, &p, n);
     }
-    llama2_rmsnorm(acts->final, acts->x + n.L * n.N * n.C, params->final_norm, n.N, n.C);
-    llama2_matmul(acts->logits, acts->final, params->token_embedding, n.N, n.C, n.V);
+    llama2_rmsnorm(acts->final, acts->x + n.L * n.N * n.C, params->final_norm, n.N, n.C, LLAMA2_EPS);
+    llama2_matmul(acts->logits, acts->final, params->token_embedding, NULL, n.N, n.C, n.V);
     llama2_crossentropy_forward(acts->losses, acts->probs, acts->logits, targets, n.N, n.V);
 }
 

@@ -8,7 +8,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -172,7 +172,7 @@ def _prepare(options: argparse.Namespace, processes: Processes) -> Setup:
     validation_data = DataLoader(options.val, B, T, *share, vocab_size=V)
     recipe, plan = _recipe(options, train_data), _plan(options)
     identity = {
-        "model": {"family": options.family, **asdict(config)},
+        "model": {"family": options.family, **_sizes(config)},
         "recipe": recipe.identity(),
         "data": train_data.describe(),
         "engine": machine.identity(),
@@ -210,6 +210,11 @@ def _vocabulary(options: argparse.Namespace) -> int:
     family = importlib.import_module(f"pyllm2.{options.family}.family")
     read = family.load_config if _is_file(options.init) else family.descriptor
     return int(read(options.init).vocab_size)
+
+
+def _sizes(config: Any) -> dict[str, int]:
+    """The sizes of a model that can be trained; fields with a default do not change it."""
+    return {f.name: getattr(config, f.name) for f in fields(config) if f.default is MISSING}
 
 
 def _is_file(init: str) -> bool:

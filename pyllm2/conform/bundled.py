@@ -16,7 +16,8 @@ def arrays() -> tuple[Llama2Config, dict[str, Any]]:
     """Config and arrays."""
     with open_source(stories.MODEL) as source:
         header = llama2c.read_header(source)
-        config = Llama2Config(**header.values)
+        sizes: Any = header.values
+        config = Llama2Config(**sizes)
         found, _ = llama2c.read_tensors(source, header, config.shapes(header.shared_classifier))
     return config, found
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 from pyllm2.conform import bundled
 from pyllm2.conform.case import Case, Text
 from pyllm2.conform.maker import Maker, NoCaseError, letters
 from pyllm2.conform.result import FAILURES, NOT_TESTED, PASSES, REFUSED, Result, of_finding
+from pyllm2.formats.llama2c import FIELDS
 
 NAMES = ("stories", "drawn")
 SAYS = {
@@ -76,7 +76,8 @@ def _stories(session: Any, broken: list[str]) -> Result:
 def story_cases(maker: Maker, slow: bool) -> Iterator[Case]:
     """Greedy and sampled continuations of the bundled model."""
     texts = tuple(Text(*row) for row in bundled.pieces())
-    sizes, steps = asdict(bundled.arrays()[0]), 12 if slow else 48
+    config, steps = bundled.arrays()[0], 12 if slow else 48
+    sizes = {name: getattr(config, name) for name in FIELDS}
     for i, prompt in enumerate(PROMPTS):
         if prompt is not None and "prompt" not in maker.has:
             continue

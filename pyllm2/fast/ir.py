@@ -103,6 +103,12 @@ def put_float(b, address, value):
     store(b, value, address)
 
 
+@emits(types.int64)
+def get_int(b, address):
+    """The int64 at an address."""
+    return load(b, address, I64, align=8)
+
+
 @emits(types.void)
 def put_int(b, address, value):
     """Write an int64."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -226,9 +225,9 @@ def swiglu_row(b, out, gate, up, n):
     each_vector(b, n, body)
 
 
-@emits(types.void)
-def rmsnorm_row(b, out, x, weight, n):
-    """out = weight · (x / sqrt(mean(x²) + 1e-5))"""
+@emits(types.void, eps=types.float32)
+def rmsnorm_row(b, out, x, weight, n, eps):
+    """out = weight · (x / sqrt(mean(x²) + eps)); out may be x"""
     squares = cgutils.alloca_once_value(b, constant(0.0))
 
     def square(offset: Any, mask: Any) -> None:
@@ -237,7 +236,7 @@ def rmsnorm_row(b, out, x, weight, n):
 
     each_vector(b, n, square)
     mean = b.fdiv(_sum(b, b.load(squares)), b.sitofp(n, F32))
-    shifted = b.fadd(mean, ir.Constant(F32, float(np.float32(1e-5))))
+    shifted = b.fadd(mean, eps)
     scale = b.fdiv(ir.Constant(F32, 1.0), call(b, "llvm.sqrt.f32", F32, shifted))
 
     def normalize(offset: Any, mask: Any) -> None:

@@ -113,7 +113,7 @@ def _as_llama2c(container: Container, to: str, force: bool) -> tuple[Streamed, l
     Raises FileError naming all that the format cannot hold.
     """
     streamed = container.streamed
-    config, more = streamed.config, llama2_checkpoint.beyond(streamed.config)
+    config, more = streamed.config, streamed.config.beyond_run_c
     if not more:
         return streamed, []
     lost = ", ".join(f"{name} = {value}" for name, value in more.items())

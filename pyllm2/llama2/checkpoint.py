@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -58,7 +57,7 @@ def save_parameters(
     params: the arrays of `Weights` by name; the classifier is shared if there is none.
     group_size: of version 2.
 
-    Raises FileError from the operating system.
+    Raises ConfigError for a model that run.c cannot compute, FileError from the operating system.
     """
     shapes = config.shapes("classifier" not in params)
     check_shapes(params, shapes)
@@ -77,9 +76,12 @@ def save(
 ) -> None:
     """Write a model as a checkpoint of version 0, 1 or 2, atomically, one slice at a time.
 
-    Raises FileError from the operating system, and what `source.read` raises.
+    Raises ConfigError for a model that run.c cannot compute, FileError from the operating system,
+    and what `source.read` raises.
     """
-    values = dataclasses.asdict(source.config)
+    for name, value in source.config.beyond_run_c.items():
+        raise ConfigError(name, value, "llama2.c's files have no such field, run.c no such model")
+    values = {name: getattr(source.config, name) for name in llama2c.FIELDS}
 
     def parts(name: str) -> Iterator[Array]:
         layers = 1 if name in WITHOUT_LAYERS else source.config.n_layers
@@ -118,29 +120,15 @@ def read_model(
 
 def read_config(source: Source, header: llama2c.Header) -> Llama2Config:
     """The config of a header. Raises FormatError naming a field that is out of range."""
+    sizes: Any = header.values
     try:
-        return Llama2Config(**header.values)
+        return Llama2Config(**sizes)
     except ConfigError as error:
         llama2c.refuse_if_another_kind(source)
         byte = header.byte_of[error.name]
         raise FormatError.field(
             source.path, error.name, error.found, byte, error.expected
         ) from None
-
-
-def beyond(config: Llama2Config) -> dict[str, Any]:
-    """The fields of a config that no version holds, where their values are not run.c's."""
-    plain: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config)}
-    plain["head_size"] = config.dim // config.n_heads
-    found = {name: getattr(config, name) for name in plain if name not in llama2c.FIELDS}
-    same = {
-        name
-        for name, value in found.items()
-        if value == plain[name]
-        # GGUF has float32: its 1e-5 is the nearest of these
-        or (isinstance(value, float) and np.float32(value) == np.float32(plain[name]))
-    }
-    return {name: value for name, value in found.items() if name not in same}
 
 
 # ---- from one version to another -------------------------------------------------------------

@@ -45,12 +45,15 @@ def decoder(model: TrainableLlama2) -> Llama2:
 def trainable(model: Llama2) -> TrainableLlama2:
     """A copy of the parameters in one vector, for loss and gradients.
 
-    Raises ValueError, in words that follow the model's name, for int8 or a classifier of its own.
+    Raises ValueError, in words that follow the model's name, for int8, a classifier of its own, or
+    a model that is beyond run.c.
     """
     if isinstance(model.weights.wq, Quantized):
         raise ValueError("is int8: loss and gradients need float32 weights")
     if model.weights.classifier is not None:
         raise ValueError("has a classifier of its own: loss and gradients need a shared one")
+    for name, value in model.config.beyond_run_c.items():
+        raise ValueError(f"has {name} = {value}: loss and gradients are those of run.c's model")
     params = empty_parameters(model.config)
     for name, array in params.items():
         array[...] = getattr(model.weights, name)

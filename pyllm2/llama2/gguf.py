@@ -14,7 +14,7 @@ from pyllm2.formats.gguf import Gguf
 from pyllm2.formats.gguf_blocks import BY_NAME
 from pyllm2.formats.gguf_writer import NewTensor, kind_for, write_model
 from pyllm2.llama2.config import Llama2Config
-from pyllm2.llama2.imported import WITHOUT_LAYERS, complete, config_of, rotated_heads
+from pyllm2.llama2.imported import WITHOUT_LAYERS, rotated_heads
 from pyllm2.llama2.rope_scaling import RopeScaling, frequencies, yarn_attention_factor
 from pyllm2.llama2.rotary_order import half_split, interleaved
 from pyllm2.parameters import Array, Streamed, slices
@@ -138,7 +138,7 @@ def _config(gguf: Gguf, arch: str) -> Llama2Config:
         "ffn_bias": first["b1"],
         "head_norm": first["q_norm"],
     }
-    config = config_of(values)
+    config = Llama2Config(**values)
     if config.n_layers > len(gguf.tensors):  # before anything is listed layer by layer
         raise gguf.error(f"{arch}.block_count", f"the file has {len(gguf.tensors)} tensors")
     for key in (f"{arch}.attention.value_length", f"{arch}.rope.dimension_count"):
@@ -201,7 +201,7 @@ def save(
     Raises FileError from the operating system, ConfigError for what no architecture of GGUF has,
     and what `source.read` raises.
     """
-    config = complete(source.config)
+    config = source.config
     arch = _architecture(config)
     sizes = _metadata(config)
     heads = rotated_heads(source.config) if arch in HALF_SPLIT else {}
@@ -222,7 +222,7 @@ def save(
     write_model(path, arch, sizes, tensors, dtype, more)
 
 
-def _architecture(config: Any) -> str:
+def _architecture(config: Llama2Config) -> str:
     """The architecture whose graph has the norms and biases of this model."""
     if any(config.windows):
         raise ConfigError("windows", max(config.windows), "GGUF's llama and qwen2 have no window")
@@ -234,7 +234,7 @@ def _architecture(config: Any) -> str:
     return "qwen2" if config.qkv_bias and not (config.output_bias or config.ffn_bias) else "llama"
 
 
-def _metadata(config: Any) -> dict[str, Any]:
+def _metadata(config: Llama2Config) -> dict[str, Any]:
     """The metadata, without the architecture in front. Raises ConfigError."""
     values: dict[str, Any] = {}
     for field in "n_layers seq_len dim hidden_dim n_heads n_kv_heads vocab_size".split():
@@ -261,7 +261,7 @@ def _metadata(config: Any) -> dict[str, Any]:
     return values
 
 
-def _divisors(config: Any) -> Array | None:
+def _divisors(config: Llama2Config) -> Array | None:
     """rope_freqs.weight, (hs/2,): what the frequencies are divided by."""
     scaling = config.rope_scaling
     if scaling is None or scaling.kind not in ("llama3", "divisors"):

@@ -15,7 +15,7 @@ from pyllm2.formats import huggingface
 from pyllm2.formats.json_file import Settings
 from pyllm2.formats.tensors import Tensors
 from pyllm2.llama2.config import Llama2Config
-from pyllm2.llama2.imported import WITHOUT_LAYERS, complete, config_of, rotated_heads
+from pyllm2.llama2.imported import WITHOUT_LAYERS, rotated_heads
 from pyllm2.llama2.rope_settings import read_rope, rope_values
 from pyllm2.llama2.rotary_order import half_split, interleaved
 from pyllm2.parameters import Array, Streamed, slices
@@ -165,7 +165,7 @@ def _config(settings: Settings, kind: str) -> Llama2Config:
         "head_norm": kind == "qwen3",
         "windows": _windows(settings, kind, values["n_layers"], values["seq_len"]),
     }
-    return config_of(values)
+    return Llama2Config(**values)
 
 
 def _windows(settings: Settings, kind: str, L: int, S: int) -> tuple[int, ...]:
@@ -239,7 +239,7 @@ def save(
     def kind(place: str) -> str:
         return source.dtype(*places[place][:2])
 
-    values = {**_values(complete(config), "classifier" not in source.shapes), **(more or {})}
+    values = {**_values(config, "classifier" not in source.shapes), **(more or {})}
     shapes = {place: shape for place, (_, _, shape) in places.items()}
     huggingface.write(folder, values, shapes, read, dtype or kind)
 

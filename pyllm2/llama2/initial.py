@@ -106,7 +106,7 @@ def random_weights(config: Llama2Config, shared_classifier: bool, seed: int) -> 
     """
     rng = np.random.default_rng(seed)
     C, F, L, V = config.dim, config.hidden_dim, config.n_layers, config.vocab_size
-    KV = config.kv_dim
+    Q, KV = config.query_dim, config.kv_dim
 
     def normal(*shape: int) -> Array:
         return rng.standard_normal(shape, np.float32) / np.float32(math.sqrt(shape[-1]))
@@ -114,17 +114,19 @@ def random_weights(config: Llama2Config, shared_classifier: bool, seed: int) -> 
     def near_one(*shape: int) -> Array:
         return 1 + np.float32(0.2) * rng.standard_normal(shape, np.float32)
 
+    beyond = {n: s for n, s in config.shapes().items() if n[0] == "b" or n[1:] == "_norm"}
     return Weights(
         token_embedding=rng.standard_normal((V, C), np.float32),
         attention_norm=near_one(L, C),
-        wq=normal(L, C, C),
+        wq=normal(L, Q, C),
         wk=normal(L, KV, C),
         wv=normal(L, KV, C),
-        wo=normal(L, C, C),
+        wo=normal(L, C, Q),
         ffn_norm=near_one(L, C),
         w1=normal(L, F, C),
         w2=normal(L, C, F),
         w3=normal(L, F, C),
         final_norm=near_one(C),
         classifier=None if shared_classifier else normal(V, C),
+        **{name: near_one(*shape) - (name[0] == "b") for name, shape in beyond.items()},
     )

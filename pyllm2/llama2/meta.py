@@ -13,7 +13,7 @@ from pyllm2.errors import ConfigError, FormatError
 from pyllm2.formats import meta
 from pyllm2.formats.json_file import Settings
 from pyllm2.llama2.config import Llama2Config
-from pyllm2.llama2.imported import WITHOUT_LAYERS, config_of
+from pyllm2.llama2.imported import WITHOUT_LAYERS
 from pyllm2.llama2.rope_scaling import RopeScaling
 from pyllm2.parameters import Array, Streamed, slices
 
@@ -84,19 +84,18 @@ def read_config(settings: Settings, tensors: meta.SlicedTensors) -> tuple[Llama2
     scaled = settings.flag("use_scaled_rope", False)
     base = settings.number("rope_theta", 10000.0)
     try:
-        values = {
-            "dim": dim,
-            "hidden_dim": _hidden_dim(settings, tensors, dim),
-            "n_layers": settings.whole("n_layers"),
-            "n_heads": heads,
-            "n_kv_heads": settings.whole("n_kv_heads", heads),
-            "vocab_size": _vocab_size(settings, tensors, dim),
-            "seq_len": settings.whole("max_seq_len", _positions(base, scaled)),
-            "norm_epsilon": settings.number("norm_eps", 1e-5),
-            "rope_base": base,
-            "rope_scaling": SCALED if scaled else None,
-        }
-        config = config_of(values)
+        config = Llama2Config(
+            dim=dim,
+            hidden_dim=_hidden_dim(settings, tensors, dim),
+            n_layers=settings.whole("n_layers"),
+            n_heads=heads,
+            n_kv_heads=settings.whole("n_kv_heads", heads),
+            vocab_size=_vocab_size(settings, tensors, dim),
+            seq_len=settings.whole("max_seq_len", _positions(base, scaled)),
+            norm_epsilon=settings.number("norm_eps", 1e-5),
+            rope_base=base,
+            rope_scaling=SCALED if scaled else None,
+        )
     except ConfigError as error:
         key = KEYS.get(error.name, error.name)
         raise FormatError(settings.path, f"{key} = {error.found}: {error.expected}") from None

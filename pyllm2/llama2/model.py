@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm2.backends import Engine
+from pyllm2.errors import ConfigError
 from pyllm2.llama2.config import Llama2Config
+from pyllm2.llama2.rope_scaling import table_arguments
 from pyllm2.parameters import Quantized
 
 Array = NDArray[np.float32]
@@ -42,6 +44,16 @@ class Weights:
     w3: Matrix  # (L, F, C)   up
     final_norm: Array  # (C,)
     classifier: Matrix | None = None  # (V, C); None: shared with token_embedding
+    # What llama2.c does not have: biases of the products with wq, wk, …, and norms of each head.
+    bq: Array | None = None  # (L, NH·hs)
+    bk: Array | None = None  # (L, NKV·hs)
+    bv: Array | None = None  # (L, NKV·hs)
+    bo: Array | None = None  # (L, C)
+    b1: Array | None = None  # (L, F)
+    b2: Array | None = None  # (L, C)
+    b3: Array | None = None  # (L, F)
+    q_norm: Array | None = None  # (L, hs)
+    k_norm: Array | None = None  # (L, hs)
 
 
 class KVCache:
@@ -58,13 +70,35 @@ class KVCache:
 
     def __init__(self, config: Llama2Config, positions: int, ops: Any) -> None:
         shape = (config.n_layers, positions, config.n_kv_heads, config.head_size)
-        self.cos, self.sin = ops.rope_tables(positions, config.head_size)
+        self._config, self._ops = config, ops
+        self.cos, self.sin = self._tables(positions)
         # float32, unless the ops evaluate in float64 to judge the others.
         self.keys, self.values = np.zeros(shape, self.cos.dtype), np.zeros(shape, self.cos.dtype)
 
     @property
     def positions(self) -> int:
         return int(self.keys.shape[1])
+
+    def prepare(self, pos: int, length: int) -> None:
+        """The angles of positions pos … length - 1 in a text that has `length` tokens by now.
+
+        Only dynamic scaling depends on the length: it turns longer texts more slowly, and what is
+        cached keeps its angles.
+        """
+        scaling = self._config.rope_scaling
+        if scaling is not None and scaling.kind == "dynamic":
+            for table, rows in zip((self.cos, self.sin), self._tables(length), strict=True):
+                table[pos:length] = rows[pos:]
+
+    def _tables(self, length: int) -> tuple[Array, Array]:
+        config = self._config
+        found = table_arguments(config.head_size, config.rope_base, config.rope_scaling, length)
+        base, divisors, scale = found
+        array = None if divisors is None else np.array(divisors, np.float32)
+        tables: tuple[Array, Array] = self._ops.rope_tables(
+            length, config.head_size, base, array, scale
+        )
+        return tables
 
 
 class Llama2:
@@ -73,6 +107,9 @@ class Llama2:
     def __init__(self, config: Llama2Config, weights: Weights, engine: Engine) -> None:
         self.config, self.weights = config, weights
         self.engine, self.ops = engine, engine.ops
+        if isinstance(weights.wq, Quantized):
+            for name, value in config.beyond_run_c.items():
+                raise ConfigError(name, value, "int8 models have what runq.c has, and no more")
 
     def with_ops(self, ops: Any) -> Llama2:
         """The same model, with every pass composed of these ops."""
@@ -94,6 +131,7 @@ class Llama2:
         tokens: (T,) ids in [0, V)   cache: filled for all positions before pos
         ->   logits after each token, (T, V); with `last_only` after the last one, (1, V)
         """
+        cache.prepare(pos, pos + len(tokens))
         if self.engine.forward is not None:
             return self.engine.forward(self, tokens, pos, cache, last_only)
         ops = self.ops
@@ -114,29 +152,39 @@ class Llama2:
         P = pos + T
         cos, sin = cache.cos[pos:P], cache.sin[pos:P]
 
-        y = self.operand(ops.rmsnorm(x, w.attention_norm[layer]), w.wq)
-        q = self.product(y, w.wq[layer]).reshape(T, NH, hs)
-        k = self.product(y, w.wk[layer]).reshape(T, NKV, hs)
-        v = self.product(y, w.wv[layer]).reshape(T, NKV, hs)
+        y = self.operand(ops.rmsnorm(x, w.attention_norm[layer], config.norm_epsilon), w.wq)
+        q = self.product(y, w.wq[layer], _of(w.bq, layer)).reshape(T, NH, hs)
+        k = self.product(y, w.wk[layer], _of(w.bk, layer)).reshape(T, NKV, hs)
+        v = self.product(y, w.wv[layer], _of(w.bv, layer)).reshape(T, NKV, hs)
+        q, k = self.head_norm(q, _of(w.q_norm, layer)), self.head_norm(k, _of(w.k_norm, layer))
         q = ops.rope(q, cos, sin)
         cache.keys[layer, pos:P] = ops.rope(k, cos, sin)
         cache.values[layer, pos:P] = v
-        out = ops.attention(q, cache.keys[layer, :P], cache.values[layer, :P])  # (T, C)
-        return self.product(self.operand(out, w.wo), w.wo[layer])
+        keys, values = cache.keys[layer, :P], cache.values[layer, :P]
+        out = ops.attention(q, keys, values, config.window(layer))  # (T, NH·hs)
+        return self.product(self.operand(out, w.wo), w.wo[layer], _of(w.bo, layer))
+
+    def head_norm(self, x: Array, weight: Array | None) -> Array:
+        """Normalise each head, where the model has a weight for it. x: (T, N, hs) -> (T, N, hs)"""
+        if weight is None:
+            return x
+        rows = x.reshape(-1, x.shape[-1])  # (T·N, hs)
+        return self.ops.rmsnorm(rows, weight, self.config.norm_epsilon).reshape(x.shape)
 
     def ffn_block(self, x: Array, layer: int) -> Array:
         """Norm, project to gate and up, swiglu, project back. x: (T, C)   ->   (T, C)"""
         ops, w = self.ops, self.weights
-        y = self.operand(ops.rmsnorm(x, w.ffn_norm[layer]), w.w1)
-        gate, up = self.product(y, w.w1[layer]), self.product(y, w.w3[layer])  # (T, F) each
+        y = self.operand(ops.rmsnorm(x, w.ffn_norm[layer], self.config.norm_epsilon), w.w1)
+        gate = self.product(y, w.w1[layer], _of(w.b1, layer))  # (T, F)
+        up = self.product(y, w.w3[layer], _of(w.b3, layer))  # (T, F)
         hidden = self.operand(ops.swiglu(gate, up), w.w2)
-        return self.product(hidden, w.w2[layer])
+        return self.product(hidden, w.w2[layer], _of(w.b2, layer))
 
     def classify(self, x: Array) -> Array:
         """Final norm and one logit per id of the vocabulary. x: (T, C)   ->   (T, V)"""
         w = self.weights
         classifier = w.token_embedding if w.classifier is None else w.classifier
-        y = self.operand(self.ops.rmsnorm(x, w.final_norm), classifier)
+        y = self.operand(self.ops.rmsnorm(x, w.final_norm, self.config.norm_epsilon), classifier)
         return self.product(y, classifier)
 
     def operand(self, x: Array, matrix: Matrix) -> Matrix:
@@ -149,11 +197,11 @@ class Llama2:
         values, scales = self.ops.quantize(x, matrix.group_size)
         return Quantized(values, scales, matrix.group_size)
 
-    def product(self, x: Matrix, w: Matrix) -> Array:
-        """x, an `operand`, times a matrix. x: (T, C)   w: (OC, C)   ->   (T, OC)"""
+    def product(self, x: Matrix, w: Matrix, b: Array | None = None) -> Array:
+        """x, an `operand`, times a matrix. x: (T, C)   w: (OC, C)   b: (OC,)   ->   (T, OC)"""
         if isinstance(x, Quantized) and isinstance(w, Quantized):
             return self.ops.matmul_q8(x.values, x.scales, w.values, w.scales, w.group_size)
-        return self.ops.matmul(x, w)
+        return self.ops.matmul(x, w, b)
 
     def where_not_finite(
         self, tokens: NDArray[np.integer], pos: int, cache: KVCache
@@ -181,3 +229,8 @@ class Llama2:
             yield f"layer {layer}, attention", x
             x = ops.residual(x, self.ffn_block(x, layer))
             yield f"layer {layer}, feed-forward", x
+
+
+def _of(stack: Array | None, layer: int) -> Array | None:
+    """The layer's slice of an array that the model may lack."""
+    return None if stack is None else stack[layer]

@@ -22,7 +22,7 @@ Array = NDArray[np.float32]
 Int8 = NDArray[np.int8]
 Tokens = NDArray[np.integer]
 
-EPS = np.float32(1e-5)
+EPS = 1e-5  # these two as in run.c; other models give their own
 ROPE_BASE = 10000.0
 ONE = np.float32(1)
 IGNORED = -1  # a target without a loss
@@ -50,16 +50,16 @@ def embedding_backward(dout: Array, tokens: Tokens, dtable: Array) -> Array:
     return dtable
 
 
-def rmsnorm(x: Array, weight: Array) -> Array:
+def rmsnorm(x: Array, weight: Array, eps: float = EPS) -> Array:
     """Scale each row of x to unit root-mean-square, then by weight (Zhang & Sennrich 2019).
 
-        out = weight * (x / sqrt(mean(x²) + 1e-5))
+        out = weight * (x / sqrt(mean(x²) + eps))
 
     x: (T, C)   weight: (C,)   ->   (T, C)
     The epsilon is inside the root, and one reciprocal of the root is taken per row, as in llama2.c.
     """
     mean_square = np.mean(x * x, axis=-1, keepdims=True)  # (T, 1)
-    return weight * (ONE / np.sqrt(mean_square + EPS) * x)
+    return weight * (ONE / np.sqrt(mean_square + np.float32(eps)) * x)
 
 
 def rmsnorm_backward(dout: Array, x: Array, weight: Array) -> tuple[Array, Array]:
@@ -71,26 +71,26 @@ def rmsnorm_backward(dout: Array, x: Array, weight: Array) -> tuple[Array, Array
     The step that people get wrong: r depends on x as well. That subtracts a projection: but for
     epsilon, dx has no part along x, since scaling x changes nothing.
     """
-    r = ONE / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + EPS)  # (N, 1)
+    r = ONE / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(EPS))  # (N, 1)
     n, g = x * r, dout * weight
     dx = (g - n * np.mean(g * n, axis=-1, keepdims=True)) * r
     return dx, np.sum(n * dout, axis=0)
 
 
-def matmul(x: Array, w: Array) -> Array:
-    """Each row of x against each row of w: out[t, i] = Σ_j x[t, j] · w[i, j].
+def matmul(x: Array, w: Array, b: Array | None = None) -> Array:
+    """Each row of x against each row of w: out[t, i] = Σ_j x[t, j] · w[i, j] + b[i].
 
-    x: (T, C)   w: (OC, C)   ->   (T, OC)
+    x: (T, C)   w: (OC, C)   b: (OC,), or None: no bias, as in llama2.c   ->   (T, OC)
     """
-    return x @ w.T
+    return x @ w.T if b is None else x @ w.T + b
 
 
-def _matmul_naive(x: Array, w: Array) -> Array:
+def _matmul_naive(x: Array, w: Array, b: Array | None = None) -> Array:
     """`matmul` as llama2.c adds it up: one running sum, ascending j, rounded after every step."""
     out = np.zeros((len(x), len(w)), dtype=np.float32)
     for j in range(x.shape[1]):
         out += x[:, j : j + 1] * w[:, j]
-    return out
+    return out if b is None else out + b
 
 
 def matmul_backward(dout: Array, x: Array, w: Array) -> tuple[Array, Array]:
@@ -103,22 +103,31 @@ def matmul_backward(dout: Array, x: Array, w: Array) -> tuple[Array, Array]:
     return dout @ w, dout.T @ x
 
 
-def rope_tables(S: int, hs: int) -> tuple[Array, Array]:
+def rope_tables(
+    S: int,
+    hs: int,
+    base: float = ROPE_BASE,
+    divisors: Array | None = None,
+    scale: float = 1.0,
+) -> tuple[Array, Array]:
     """Cosine and sine of the rotation angle of pair i at position p (Su et al. 2021).
 
-        angle[p, i] = p / 10000^(2i / hs)
+        angle[p, i] = p / base^(2i / hs)        run.c's base is 10000
 
     ->   cos: (S, hs/2)   sin: (S, hs/2)
+    Models that stretch their context also divide each angle by divisors[i], (hs/2,), and multiply
+    the tables by a scale (`rope_scaling`).
     Frequency and angle are rounded to float32 before the cosine, as in llama2.c: at position 500
     that rounding is visible in the tables. The functions themselves are evaluated in float64 and
     rounded, the closest that NumPy comes to the C library's float32 functions.
     """
     h_over_hs = np.arange(0, hs, 2, dtype=np.float32) / np.float32(hs)  # (hs/2,)
-    power = (ROPE_BASE ** h_over_hs.astype(np.float64)).astype(np.float32)
-    frequency = ONE / power
+    power = (float(np.float32(base)) ** h_over_hs.astype(np.float64)).astype(np.float32)
+    frequency = ONE / power if divisors is None else ONE / power / divisors
     angle = np.arange(S, dtype=np.float32)[:, None] * frequency  # (S, hs/2)
     angle64 = angle.astype(np.float64)
-    return np.cos(angle64).astype(np.float32), np.sin(angle64).astype(np.float32)
+    factor = np.float32(scale)
+    return factor * np.cos(angle64).astype(np.float32), factor * np.sin(angle64).astype(np.float32)
 
 
 def rope(x: Array, cos: Array, sin: Array) -> Array:
@@ -160,7 +169,7 @@ def softmax(x: Array) -> Array:
     return e / np.sum(e, axis=-1, keepdims=True)
 
 
-def attention(q: Array, k: Array, v: Array) -> Array:
+def attention(q: Array, k: Array, v: Array, window: int = 0) -> Array:
     """Causal scaled dot-product attention with grouped key/value heads (Ainslie et al. 2023).
 
         out[t] = softmax(q[t] · k[0..p] / sqrt(hs)) · v[0..p]        p = P - T + t
@@ -168,15 +177,17 @@ def attention(q: Array, k: Array, v: Array) -> Array:
     q: (T, NH, hs)   k, v: (P, NKV, hs), the cache up to now   ->   (T, NH · hs)
     The T queries are the last T of the P positions; each sees itself and earlier positions.
     Query head h reads key/value head h // (NH / NKV).
+    With a window (Mistral's), a query sees the last `window` positions only, itself included.
     """
     T, NH, hs = q.shape
     P, NKV, _ = k.shape
-    future = np.arange(P) > np.arange(P - T, P)[:, None]  # (T, P)
+    distance = np.arange(P - T, P)[:, None] - np.arange(P)  # (T, P), of a key from the query
+    hidden = (distance < 0) | (distance >= (window or P))
     out = np.empty((T, NH, hs), dtype=np.float32)
     for h in range(NH):
         g = h // (NH // NKV)
         scores = q[:, h] @ k[:, g].T / math.sqrt(hs)  # (T, P)
-        scores[future] = -np.inf
+        scores[hidden] = -np.inf
         out[:, h] = softmax(scores) @ v[:, g]  # (T, hs)
     return out.reshape(T, NH * hs)
 

@@ -26,6 +26,9 @@ Array = NDArray[np.float32]
 Int8 = NDArray[np.int8]
 Tokens = NDArray[np.integer]
 
+EPS = 1e-5
+ROPE_BASE = 10000.0
+
 
 class Ops:
     """One build of the C library, as an ops module."""
@@ -48,10 +51,10 @@ class Ops:
         self._c.embedding_backward(dtable, dout, tokens, *dout.shape)
         return dtable
 
-    def rmsnorm(self, x: Array, weight: Array) -> Array:
+    def rmsnorm(self, x: Array, weight: Array, eps: float = EPS) -> Array:
         x, weight = floats(x), floats(weight)
         out = np.empty_like(x)
-        self._c.rmsnorm(out, x, weight, *x.shape)
+        self._c.rmsnorm(out, x, weight, *x.shape, eps)
         return out
 
     def rmsnorm_backward(self, dout: Array, x: Array, weight: Array) -> tuple[Array, Array]:
@@ -60,11 +63,11 @@ class Ops:
         self._c.rmsnorm_backward(dx, dweight, dout, x, weight, *x.shape)
         return dx, dweight
 
-    def matmul(self, x: Array, w: Array) -> Array:
-        x, w = floats(x), floats(w)
+    def matmul(self, x: Array, w: Array, b: Array | None = None) -> Array:
+        x, w, b = floats(x), floats(w), None if b is None else floats(b)
         (T, C), OC = x.shape, len(w)
         out = np.empty((T, OC), np.float32)
-        self._c.matmul(out, x, w, T, C, OC)
+        self._c.matmul(out, x, w, b, T, C, OC)
         return out
 
     def matmul_backward(self, dout: Array, x: Array, w: Array) -> tuple[Array, Array]:
@@ -73,9 +76,17 @@ class Ops:
         self._c.matmul_backward(dx, dw, dout, x, w, *x.shape, len(w))
         return dx, dw
 
-    def rope_tables(self, S: int, hs: int) -> tuple[Array, Array]:
+    def rope_tables(
+        self,
+        S: int,
+        hs: int,
+        base: float = ROPE_BASE,
+        divisors: Array | None = None,
+        scale: float = 1.0,
+    ) -> tuple[Array, Array]:
+        divisors = None if divisors is None else floats(divisors)
         cos, sin = np.empty((S, hs // 2), np.float32), np.empty((S, hs // 2), np.float32)
-        self._c.rope_tables(cos, sin, S, hs)
+        self._c.rope_tables(cos, sin, divisors, S, hs, base, scale)
         return cos, sin
 
     def rope(self, x: Array, cos: Array, sin: Array) -> Array:
@@ -97,11 +108,11 @@ class Ops:
         self._c.softmax(out, x, x.size // C, C)
         return out
 
-    def attention(self, q: Array, k: Array, v: Array) -> Array:
+    def attention(self, q: Array, k: Array, v: Array, window: int = 0) -> Array:
         q, k, v = floats(q), floats(k), floats(v)
         (T, NH, hs), (P, NKV, _) = q.shape, k.shape
         out, att = np.empty((T, NH * hs), np.float32), np.empty((NH, P), np.float32)
-        self._c.attention(out, att, q, k, v, T, P, NH, NKV, hs)
+        self._c.attention(out, att, q, k, v, T, P, NH, NKV, hs, window)
         return out
 
     def attention_forward(
@@ -268,6 +279,7 @@ class _State:
         config, w, S = model.config, model.weights, cache.positions
         matrices = {name: getattr(w, name) for name in "wq wk wv wo w1 w2 w3 classifier".split()}
         vectors = "token_embedding attention_norm ffn_norm final_norm".split()
+        vectors += "bq bk bv bo b1 b2 b3 q_norm k_norm".split()
         group_size = getattr(w.wq, "group_size", 0)  # 0: the matrices are float32
         shared = matrices["classifier"] is None
         if shared:
@@ -275,11 +287,12 @@ class _State:
         assert all(getattr(a, "group_size", 0) == group_size for a in matrices.values())
         self.weights = c.struct(
             "weights",
-            **{name: floats(getattr(w, name)) for name in vectors},
+            **{n: floats(a) for n in vectors if (a := getattr(w, n)) is not None},
             **{name: _matrix(c, a) for name, a in matrices.items()},
         )
         self.config = _config(c, config, shared_classifier=shared, group_size=group_size)
-        self.cache = c.struct("cache", positions=S, keys=cache.keys, values=cache.values)
+        tables = {"cos": cache.cos, "sin": cache.sin}
+        self.cache = c.struct("cache", positions=S, keys=cache.keys, values=cache.values, **tables)
         self.buffers = c.struct("state")
         self.memory = np.empty(c.state_floats(self.config, S, T), np.float32)
         c.state_bind(self.buffers, self.config, self.memory, S, T)
@@ -288,6 +301,7 @@ class _State:
 def _config(c: Library, config: Any, **more: int) -> Any:
     """The C struct of a `Llama2Config`; `more` are fields that the Python class lacks."""
     numbers = {name: getattr(config, name) for name in c.fields("config") if hasattr(config, name)}
+    numbers["windows"] = int32(config.windows) if config.windows else None
     return c.struct("config", **{**numbers, **more})
 
 

@@ -18,8 +18,8 @@ from pyllm2.compiling import numba_build
 
 ZERO = np.float32(0)
 ONE = np.float32(1)
-EPS = np.float32(1e-5)
-ROPE_BASE = np.float32(10000)
+EPS = 1e-5
+ROPE_BASE = 10000.0
 INFINITY = np.float32(np.inf)
 
 
@@ -40,14 +40,15 @@ def embedding_backward(dout, tokens, dtable):
     return dtable
 
 
-def rmsnorm(x, weight):
+def rmsnorm(x, weight, eps=EPS):
     T, C = x.shape
+    eps = np.float32(eps)
     out = np.empty((T, C), np.float32)
     for t in range(T):
         squares = ZERO
         for c in range(C):
             squares += x[t, c] * x[t, c]
-        scale = ONE / np.float32(math.sqrt(squares / np.float32(C) + EPS))
+        scale = ONE / np.float32(math.sqrt(squares / np.float32(C) + eps))
         for c in range(C):
             out[t, c] = weight[c] * (scale * x[t, c])
     return out
@@ -61,7 +62,7 @@ def rmsnorm_backward(dout, x, weight):
         squares, along = ZERO, ZERO
         for c in range(C):
             squares += x[n, c] * x[n, c]
-        r = ONE / np.float32(math.sqrt(squares / np.float32(C) + EPS))
+        r = ONE / np.float32(math.sqrt(squares / np.float32(C) + np.float32(EPS)))
         for c in range(C):
             along += dout[n, c] * weight[c] * (x[n, c] * r)
         along /= np.float32(C)
@@ -74,7 +75,7 @@ def rmsnorm_backward(dout, x, weight):
     return dx, dweight
 
 
-def matmul(x, w):
+def matmul(x, w, b=None):
     (T, C), OC = x.shape, len(w)
     out = np.empty((T, OC), np.float32)
     for o in prange(OC):
@@ -82,7 +83,7 @@ def matmul(x, w):
             total = ZERO
             for c in range(C):
                 total += w[o, c] * x[t, c]
-            out[t, o] = total
+            out[t, o] = total if b is None else total + b[o]
     return out
 
 
@@ -100,15 +101,18 @@ def matmul_backward(dout, x, w):
     return dx, dw
 
 
-def rope_tables(S, hs):
+def rope_tables(S, hs, base=ROPE_BASE, divisors=None, scale=1.0):
+    base, scale = np.float32(base), np.float32(scale)
     cos, sin = np.empty((S, hs // 2), np.float32), np.empty((S, hs // 2), np.float32)
     for i in range(hs // 2):
         h_over_hs = np.float32(2 * i) / np.float32(hs)
-        frequency = ONE / np.float32(math.pow(ROPE_BASE, h_over_hs))
+        frequency = ONE / np.float32(math.pow(base, h_over_hs))
+        if divisors is not None:
+            frequency /= divisors[i]
         for p in range(S):
             angle = np.float32(np.float32(p) * frequency)
-            cos[p, i] = math.cos(angle)
-            sin[p, i] = math.sin(angle)
+            cos[p, i] = scale * np.float32(math.cos(angle))
+            sin[p, i] = scale * np.float32(math.sin(angle))
     return cos, sin
 
 
@@ -153,7 +157,7 @@ def softmax(x):
     return out
 
 
-def attention(q, k, v):
+def attention(q, k, v, window=0):
     (T, NH, hs), (P, NKV, _) = q.shape, k.shape
     out = np.zeros((T, NH * hs), np.float32)
     root = np.float32(math.sqrt(np.float32(hs)))
@@ -162,25 +166,26 @@ def attention(q, k, v):
         a = np.empty(P, np.float32)
         for t in range(T):
             seen = P - T + t + 1
+            first = max(0, seen - window) if window else 0
             # pass 1: scores, and the largest of them
-            for p in range(seen):
+            for p in range(first, seen):
                 score = ZERO
                 for i in range(hs):
                     score += q[t, h, i] * k[p, g, i]
                 a[p] = score / root
-            largest = a[0]
-            for p in range(1, seen):
+            largest = a[first]
+            for p in range(first + 1, seen):
                 if a[p] > largest:
                     largest = a[p]
             # pass 2: softmax
             total = ZERO
-            for p in range(seen):
+            for p in range(first, seen):
                 a[p] = math.exp(a[p] - largest)
                 total += a[p]
-            for p in range(seen):
+            for p in range(first, seen):
                 a[p] /= total
             # pass 3: the weighted sum of the values, oldest position first
-            for p in range(seen):
+            for p in range(first, seen):
                 for i in range(hs):
                     out[t, h * hs + i] += a[p] * v[p, g, i]
     return out
@@ -384,6 +389,7 @@ class Ops(numba_build.Ops):
         super().__init__(functions, build, threads, _ORDERED)
         for function in functions:
             name = function.__name__
-            if name == "dropout" or name.endswith(("_forward", "_backward")):
+            one_signature = name == "dropout" or name.endswith(("_forward", "_backward"))
+            if one_signature or function.__defaults__:
                 one = numba_build.with_one_signature(getattr(self, name), function)
                 setattr(self, name, one)

@@ -68,6 +68,22 @@ def frequencies(hs: int, base: float, scaling: RopeScaling | None, length: int =
     return scale[scaling.kind](_powers(hs, base), base, scaling)
 
 
+def table_arguments(
+    hs: int, base: float, scaling: RopeScaling | None, length: int = 0
+) -> tuple[float, list[float] | None, float]:
+    """What `ops.rope_tables` takes: base, a divisor per pair or None, and the scale of the tables.
+
+    length: see `frequencies`.
+    """
+    if scaling is None:
+        return base, None, 1.0
+    if scaling.kind == "dynamic":
+        return _stretched_base(hs, base, scaling, length), None, 1.0
+    scaled = frequencies(hs, base, scaling)
+    divisors = [f / g for f, g in zip(_powers(hs, base), scaled, strict=True)]
+    return base, divisors, scaling.attention_factor if scaling.kind == "yarn" else 1.0
+
+
 def yarn_attention_factor(factor: float, mscale: float = 0.0, mscale_all_dim: float = 0.0) -> float:
     """The attention factor of a file that does not give it: g(factor, 1), where
 

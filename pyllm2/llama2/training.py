@@ -74,6 +74,8 @@ class TrainableLlama2:
     dropout: probability at the four places where llama2.c has it, in training only. Masks come
     from NumPy's generator, seeded by `seed`, the update and the micro-batch: they are the same on
     every backend and after a resume.
+
+    Raises ConfigError (name, value, rule) for a model that is beyond run.c.
     """
 
     def __init__(

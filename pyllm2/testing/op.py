@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class Op:
 
     bound: called with the inputs, returns a `Bounded`, or a tuple of them for several results
     laws: functions of (op, *inputs) that raise AssertionError
+    optional: how many of the last inputs a function need not take: the original has not got them
     call: how to get the results out of an op that writes into its inputs
     """
 
@@ -40,6 +41,25 @@ class Op:
     laws: list[Law] = field(default_factory=list)
     call: Callable[..., Any] = plain_call
     dtype: DTypeLike = np.float32
+    optional: int = 0
+
+    def without(self, inputs: int) -> Op:
+        """The row for a function that does not take that many of the last inputs."""
+        drawn = self.inputs.map(lambda all_of_them: all_of_them[: len(all_of_them) - inputs])
+        return replace(self, inputs=drawn, optional=self.optional - inputs) if inputs else self
+
+    def left_out_by(self, function: Callable[..., Any]) -> int:
+        """How many of the optional inputs a function does not take."""
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):  # of a function without a signature
+            return 0
+        if not self.optional or any(p.kind is p.VAR_POSITIONAL for p in parameters):
+            return 0
+        positional = [
+            p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        return min(self.optional, max(0, len(self.arguments) - len(positional)))
 
     @property
     def arguments(self) -> list[str]:
@@ -115,8 +135,11 @@ def hold(op: Op, functions: Mapping[str, Callable[..., Any]]) -> None:
 
     Every function is called with the same drawn inputs. Its name in `functions` begins the error.
 
+    Optional inputs that one of them does not take are left out for all.
+
     Raises AssertionError, with the smallest inputs that hypothesis finds as a note.
     """
+    op = op.without(max(map(op.left_out_by, functions.values()), default=0))
     drawn: list[tuple[Any, ...]] = []
     phases = [phase for phase in settings().phases if phase is not Phase.explain]
 

@@ -91,7 +91,8 @@ class Model:
         is_v2 = content[:4] == struct.pack("<I", MAGIC)
         shape, self.arrays = read_v2(content) if is_v2 else read_v0(content)
         S = shape["seq_len"]
-        self.config = llama2.struct("config", **shape)
+        plain = {"head_size": shape["dim"] // shape["n_heads"], "norm_epsilon": 1e-5}
+        self.config = llama2.struct("config", **shape, **plain)
         if layers is not None:
             self.config.n_layers = layers
         self.weights = llama2.struct(

@@ -101,7 +101,7 @@ def test_a_type_that_python_cannot_pass_is_an_error(text):
 
 def rmsnorm_arguments():
     x, weight = np.ones((2, 3), np.float32), np.ones(3, np.float32)
-    return [np.empty_like(x), x, weight, 2, 3]
+    return [np.empty_like(x), x, weight, 2, 3, 1e-5]
 
 
 def test_a_wrong_number_of_arguments_is_an_error():

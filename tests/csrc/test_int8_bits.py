@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from pyllm2.llama2.config import Llama2Config
+from pyllm2.llama2.model import Weights
 from pyllm2.llama2.ops_c import Ops
 from tests.csrc.oracle import Model, assert_state_recorded, floats, read_v2, same_bits
-from tests.csrc.tiny import checkpoint_v2
+from tests.csrc.tiny import FIELDS, checkpoint_v2
 
 
 def quantize(llama2, x, group_size):
@@ -220,18 +222,18 @@ def ops(llama2):
 def python_model(content):
     """A model and a cache as the C backend uses them, over the arrays of a v2 file."""
     shape, arrays = read_v2(content)
-    config = SimpleNamespace(
-        **shape,
-        head_size=shape["dim"] // shape["n_heads"],
-    )
+    config = Llama2Config(**{name: shape[name] for name in FIELDS})
     cache_shape = (shape["n_layers"], shape["seq_len"], shape["n_kv_heads"], config.head_size)
+    cos, sin = Ops("strict").rope_tables(shape["seq_len"], config.head_size)
     cache = SimpleNamespace(
+        cos=cos,
+        sin=sin,
         positions=shape["seq_len"],
         keys=floats(*cache_shape),
         values=floats(*cache_shape),
         engine_state=None,
     )
-    return SimpleNamespace(config=config, weights=SimpleNamespace(**arrays)), cache
+    return SimpleNamespace(config=config, weights=Weights(**arrays)), cache
 
 
 def test_the_backend_gives_the_recorded_logits(golden, ops):

@@ -25,14 +25,14 @@ def test_ops_give_the_recorded_bits(golden, llama2):
             continue  # int8: test_int8_bits.py
         y, out = z[key], np.empty_like(z[key])
         if name.startswith("rmsnorm"):
-            llama2.rmsnorm(out, z[name + "_x"], z[name + "_w"], 1, y.size)
+            llama2.rmsnorm(out, z[name + "_x"], z[name + "_w"], 1, y.size, 1e-5)
         elif name.startswith("softmax"):
             llama2.softmax(out, z[name + "_x"], 1, y.size)
         elif name.startswith("swiglu"):
             llama2.swiglu(out, z[name + "_gate"], z[name + "_up"], 1, y.size)
         else:
             w = z[name + "_w"]
-            llama2.matmul(out, z[name + "_x"], w, 1, w.shape[1], w.shape[0])
+            llama2.matmul(out, z[name + "_x"], w, None, 1, w.shape[1], w.shape[0])
         assert same_bits(out, y), key
         seen += 1
     assert seen == 17
@@ -42,11 +42,12 @@ def test_blocked_matmul_is_the_naive_one(llama2):
     """Four outputs at a time give the same bits, with any remainder."""
     rng = np.random.default_rng(1)
     for T, C, OC in [(1, 1, 1), (1, 7, 3), (1, 64, 33), (3, 5, 8), (4, 9, 5), (7, 33, 10)]:
-        x, w = (rng.normal(size=s).astype(np.float32) for s in ((T, C), (OC, C)))
-        fast, naive = floats(T, OC), floats(T, OC)
-        llama2.matmul(fast, x, w, T, C, OC)
-        llama2.matmul_naive(naive, x, w, T, C, OC)
-        assert same_bits(fast, naive), (T, C, OC)
+        x, w, b = (rng.normal(size=s).astype(np.float32) for s in ((T, C), (OC, C), OC))
+        for bias in (None, b):
+            fast, naive = floats(T, OC), floats(T, OC)
+            llama2.matmul(fast, x, w, bias, T, C, OC)
+            llama2.matmul_naive(naive, x, w, bias, T, C, OC)
+            assert same_bits(fast, naive), (T, C, OC)
 
 
 def test_residual_adds_and_may_work_in_place(llama2):
@@ -66,7 +67,7 @@ def test_rope_tables_give_the_recorded_bits(golden, llama2):
     S = int(positions.max()) + 1
     for hs in (2, 6, 8, 48, 64, 128):
         cos, sin = floats(S, hs // 2), floats(S, hs // 2)
-        llama2.rope_tables(cos, sin, S, hs)
+        llama2.rope_tables(cos, sin, None, S, hs, 10000.0, 1.0)
         assert same_bits(cos[positions], z[f"rope_cos_hs{hs}"])
         assert same_bits(sin[positions], z[f"rope_sin_hs{hs}"])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from tests.support.golden import shared_folder
 SHARED = shared_folder()
 HF = (SHARED or Path("nowhere")) / "golden" / "real" / "hf"
 FOLDERS = sorted(HF.glob("*"))
-FIELDS = {field.name for field in dataclasses.fields(Llama2Config)}
 NOT_IN_GGUF = {
     "llama-rope-dynamic": "rope_type = dynamic: GGUF has none",
     "mistral-sliding": "windows = 6: GGUF's llama and qwen2 have no window",
@@ -141,7 +139,6 @@ def test_tokenizer_and_end_go_with_a_model_of_ours(tmp_path: Path, to: str) -> N
 def test_a_recorded_folder_comes_back(tmp_path: Path, folder: Path, to: str) -> None:
     """Weights and config, tokenizer and template, through GGUF too where that can hold them."""
     pytest.importorskip("regex")
-    require_fields(folder)
     target, again = tmp_path / "out", tmp_path / "again"
     if to == "gguf" and folder.name in NOT_IN_GGUF:
         with pytest.raises(FileError, match=NOT_IN_GGUF[folder.name]):
@@ -160,16 +157,6 @@ def test_a_recorded_folder_comes_back(tmp_path: Path, folder: Path, to: str) -> 
     text = "Once upon a time 123 \n x"
     assert load_tokenizer(again).encode_prompt(text) == load_tokenizer(folder).encode_prompt(text)
     assert found.end_ids == ours.end_ids or to == "gguf"
-
-
-def require_fields(folder: Path) -> None:
-    """Skip a model whose config has fields that `Llama2Config` has not yet."""
-    try:
-        open_container(folder)
-    except FileError as error:
-        if "rope_base" not in FIELDS and re.search("only .* is supported", str(error)):
-            pytest.skip("the model has no such field yet")
-        raise
 
 
 def test_a_family_has_its_own_formats(gpt2_file: Path, tmp_path: Path) -> None:
@@ -191,8 +178,6 @@ def folder_of(tmp_path: Path, **changes: Any) -> Path:
 
 def test_what_llama2c_cannot_hold_is_refused_or_left_out(tmp_path: Path) -> None:
     """By name and value; with force the rest is written, with a warning."""
-    if "rope_base" not in FIELDS:
-        pytest.skip("the model has no such field yet")
     folder, target = folder_of(tmp_path, rope_theta=5e5, rms_norm_eps=1e-6), tmp_path / "x.bin"
     words = "v1 has no place for norm_epsilon = 1e-06, rope_base = 500000.0"
     with pytest.raises(FileError, match=words):
@@ -208,6 +193,5 @@ def test_what_no_format_holds_is_refused_with_force_too(tmp_path: Path) -> None:
     golden = HF / "llama-bias-headdim"
     if not golden.exists():
         pytest.skip("no golden files")
-    require_fields(golden)
     with pytest.raises(FileError, match="no place for head_size = 12, qkv_bias = True"):
         export(golden, tmp_path / "x.bin", "v0", force=True)

@@ -21,7 +21,8 @@ RULES = """
     errors parameters                      <-
     formats* memory mersenne stories       <- errors @
     compiling*                             <- errors @
-    llama2.config gpt2.config              <- errors
+    llama2.config                          <- errors llama2.rope_scaling
+    gpt2.config llama2.rope_scaling        <- errors
     llama2.ops gpt2.ops training.ops       <-
     *.ops_numba *.ops_c                    <- compiling
     fast*                                  <- compiling parameters @
@@ -36,8 +37,8 @@ RULES = """
 """
 # All modules but these may import NumPy; other libraries are allowed per module.
 WITHOUT_NUMPY = (
-    "errors memory llama2.config gpt2.config __init__ __main__ backends stories tokenizers "
-    "tokenizers.arguments tokenizers.byte_level tokenizers.chat".split()
+    "errors memory llama2.config llama2.rope_scaling gpt2.config __init__ __main__ backends "
+    "stories tokenizers tokenizers.arguments tokenizers.byte_level tokenizers.chat".split()
 )
 LIBRARIES = {
     "numba llvmlite": "compiling* fast* *.ops_numba",

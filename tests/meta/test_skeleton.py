@@ -17,15 +17,16 @@ OWN_FILES: dict[str, list[str]] = {
 }
 ROLES = "checkpoint config family gguf huggingface imported initial model training".split()
 # Public names of one family only: Llama-2 has grouped heads, int8, three file versions, an optional
-# classifier and a rule for its feed-forward width.
+# classifier, a rule for its feed-forward width, and what later models have.
 ONLY = {
     "llama2": (
-        "config.Config.kv_dim checkpoint.beyond checkpoint.export checkpoint.load_float32 "
-        "imported.complete imported.config_of imported.rotated_heads "
-        "initial.hidden_dim initial.random_weights "
+        "config.Config.kv_dim config.Config.query_dim config.Config.window "
+        "config.Config.beyond_run_c model.Model.head_norm model.KVCache.prepare checkpoint.export "
+        "checkpoint.load_float32 imported.rotated_heads initial.hidden_dim initial.random_weights "
         "model.Weights model.Model.operand model.Model.product"
     ).split(),
-    "gpt2": "config.Config.seq_len imported.filled".split(),  # the first is a field of Llama2Config
+    # The first two are fields of Llama2Config.
+    "gpt2": "config.Config.seq_len config.Config.head_size imported.filled".split(),
 }
 WHOLE_PASSES = "forward losses add_gradient".split()  # in ops_c, besides the ops
 NUMBA_ONLY = ["jacobian"]  # argument that selects the strict build's order of additions

@@ -42,7 +42,7 @@ import numpy as np
 from numba import prange, types
 
 from pyllm2.compiling.numba_build import device, kernel
-from pyllm2.fast.ir import atomic_add, atomic_get, get_float, put_float
+from pyllm2.fast.ir import atomic_add, atomic_get, get_float, get_int, put_float
 from pyllm2.fast.vectors import (
     LINE,
     add,
@@ -133,8 +133,8 @@ class Slot(IntEnum):
     BLOCKS = 20  # the keys again, (L, NKV, blocks of 16 positions, hs, 16)
     LOGITS = 21  # (V,)
     X = 22  # (C,) residual stream
-    Q = 23  # (C,) queries
-    OUT = 24  # (C,) attention output
+    Q = 23  # (NH·hs,) queries
+    OUT = 24  # (NH·hs,) attention output
     DELTA = 25  # (C,) product that is added to the stream
     GATE = 26  # (F,)
     UP = 27  # (F,)
@@ -143,15 +143,20 @@ class Slot(IntEnum):
     # buffers of one thread each
     SCRATCH = 30  # normalised input, then scores
     INT8 = 31  # quantised input, then its scales
+    # what differs from llama2.c; an address of 0: not there
+    EPSILON = 32  # (1,) float32
+    WINDOWS = 33  # (L,) int64
+    Q_NORM = 34  # (L, hs)
+    K_NORM = 35  # (L, hs)
     # matrices: the first layer of each
-    WQ = 32
-    WK = 33
-    WV = 34
-    WO = 35
-    W1 = 36
-    W2 = 37
-    W3 = 38
-    CLASSIFIER = 39
+    WQ = 40
+    WK = 41
+    WV = 42
+    WO = 43
+    W1 = 44
+    W2 = 45
+    W3 = 46
+    CLASSIFIER = 47
 
 
 class Of(IntEnum):
@@ -160,9 +165,11 @@ class Of(IntEnum):
     LAYER = 8  # bytes from one layer to the next
     SCALES = 16  # address of the scales of the first layer
     SCALES_LAYER = 24  # bytes from one layer's scales to the next
+    BIAS = 32  # address of the first layer's bias, 0: none
+    BIAS_LAYER = 40  # bytes from one layer's bias to the next
 
 
-N_SLOTS = Slot.WQ + 4 * 8
+N_SLOTS = Slot.WQ + 6 * 8
 
 
 @device()
@@ -183,8 +190,11 @@ def _operand(at, x, n, own):
 
 @device()
 def _product(at, out, matrix, layer, x, n, begin, end):
-    """Rows begin … end - 1 of a layer's matrix times x of length n."""
+    """Rows begin … end - 1 of a layer's matrix times x of length n, plus their biases."""
     _matvec(out, at[matrix] + layer * at[matrix + Of.LAYER], x, n, begin, end)
+    if at[matrix + Of.BIAS]:
+        bias, to = at[matrix + Of.BIAS] + layer * at[matrix + Of.BIAS_LAYER], out + 4 * begin
+        add(to, to, bias + 4 * begin, end - begin)
 
 
 @device()
@@ -197,7 +207,7 @@ def _operand_q8(at, x, n, own):
 
 @device()
 def _product_q8(at, out, matrix, layer, x, n, begin, end):
-    """`_product` for int8 weights and an operand of `_operand_q8`."""
+    """`_product` for int8 weights, which have no biases, and an operand of `_operand_q8`."""
     w = at[matrix] + layer * at[matrix + Of.LAYER]
     scales = at[matrix + Of.SCALES] + layer * at[matrix + Of.SCALES_LAYER]
     matvec_q8(out, w, scales, x, x + at[Slot.INT8_SCALES], n, at[Slot.GROUP_SIZE], begin, end)
@@ -221,12 +231,29 @@ def _store_key(block, key, pos, hs):
 
 
 @device()
-def _attend(out, q, blocks, v, stride, seen, hs, scores):
-    """One head: scores of the first `seen` keys, softmax, weighted sum of their values."""
-    dot16(scores, blocks, q, hs, (seen + 15) // 16)  # scores beyond `seen` are not used
-    largest = scale_and_largest(scores, seen, np.float32(math.sqrt(np.float32(hs))))
-    total = exp_and_sum(scores, seen, largest)
-    mix(out, v, stride, scores, seen, hs, total)
+def _head_norm(heads, norm, layer, begin, end, hs, eps):
+    """Normalise heads begin … end - 1 in place, if the model has a norm for them."""
+    if norm:
+        for h in range(begin, end):
+            head = heads + 4 * h * hs
+            rmsnorm_row(head, head, norm + 4 * layer * hs, hs, eps)
+
+
+@device()
+def _first(window, seen):
+    """The first position that a query sees through a window; 0: no window."""
+    return seen - window if 0 < window < seen else 0
+
+
+@device()
+def _attend(out, q, blocks, v, stride, first, seen, hs, scores):
+    """One head: scores of keys first … seen - 1, softmax, weighted sum of their values."""
+    skip = first // 16  # whole blocks; scores before `first` and beyond `seen` are not used
+    dot16(scores + LINE * skip, blocks + LINE * skip * hs, q, hs, (seen + 15) // 16 - skip)
+    scores, n = scores + 4 * first, seen - first
+    largest = scale_and_largest(scores, n, np.float32(math.sqrt(np.float32(hs))))
+    total = exp_and_sum(scores, n, largest)
+    mix(out, v + first * stride, stride, scores, n, hs, total)
 
 
 def _make_worker(operand, product):
@@ -237,6 +264,7 @@ def _make_worker(operand, product):
         """The work of thread tid of nt for one token: see the table at the top of the file."""
         c, f, nh, nkv, hs = at[Slot.C], at[Slot.F], at[Slot.NH], at[Slot.NKV], at[Slot.HS]
         kv, group, seen = nkv * hs, nh // nkv, pos + 1
+        eps = get_float(at[Slot.EPSILON])
         y = at[Slot.SCRATCH] + tid * at[Slot.SCRATCH_STRIDE]
         scores = y + 4 * c
         own = at[Slot.INT8] + tid * at[Slot.INT8_STRIDE]
@@ -254,12 +282,15 @@ def _make_worker(operand, product):
             values = at[Slot.VALUES] + 4 * layer * at[Slot.POSITIONS] * kv
             key = at[Slot.KEYS] + 4 * (layer * at[Slot.POSITIONS] + pos) * kv
             blocks = at[Slot.BLOCKS] + layer * nkv * head
+            first = _first(get_int(at[Slot.WINDOWS] + 8 * layer), seen)
 
-            rmsnorm_row(y, source, at[Slot.ATTENTION_NORM] + 4 * layer * c, c)
+            rmsnorm_row(y, source, at[Slot.ATTENTION_NORM] + 4 * layer * c, c, eps)
             a = operand(at, y, c, own)
             product(at, at[Slot.Q], Slot.WQ, layer, a, c, h0 * hs, h1 * hs)
             product(at, key, Slot.WK, layer, a, c, g0 * hs, g1 * hs)
             product(at, values + 4 * pos * kv, Slot.WV, layer, a, c, g0 * hs, g1 * hs)
+            _head_norm(at[Slot.Q], at[Slot.Q_NORM], layer, h0, h1, hs, eps)
+            _head_norm(key, at[Slot.K_NORM], layer, g0, g1, hs, eps)
             for g in range(g0, g1):
                 _rope(key + 4 * g * hs, key + 4 * g * hs, cos, sin, hs)
                 _store_key(blocks + g * head, key + 4 * g * hs, pos, hs)
@@ -270,16 +301,16 @@ def _make_worker(operand, product):
                 q, out, g = at[Slot.Q] + 4 * h * hs, at[Slot.OUT] + 4 * h * hs, h // group
                 _rope(q, q, cos, sin, hs)
                 v = values + 4 * g * hs
-                _attend(out, q, blocks + g * head, v, 4 * kv, seen, hs, scores)
+                _attend(out, q, blocks + g * head, v, 4 * kv, first, seen, hs, scores)
             _barrier(bar, nt, phase)
 
-            a = operand(at, at[Slot.OUT], c, own)
-            product(at, at[Slot.DELTA], Slot.WO, layer, a, c, c0, c1)
+            a = operand(at, at[Slot.OUT], nh * hs, own)
+            product(at, at[Slot.DELTA], Slot.WO, layer, a, nh * hs, c0, c1)
             add(x + 4 * c0, source + 4 * c0, at[Slot.DELTA] + 4 * c0, c1 - c0)
             source = x
             _barrier(bar, nt, phase + 1)
 
-            rmsnorm_row(y, x, at[Slot.FFN_NORM] + 4 * layer * c, c)
+            rmsnorm_row(y, x, at[Slot.FFN_NORM] + 4 * layer * c, c, eps)
             a = operand(at, y, c, own)
             product(at, at[Slot.GATE], Slot.W1, layer, a, c, f0, f1)
             product(at, at[Slot.UP], Slot.W3, layer, a, c, f0, f1)
@@ -292,7 +323,7 @@ def _make_worker(operand, product):
             _barrier(bar, nt, phase + 3)
             phase += 4
 
-        rmsnorm_row(y, x, at[Slot.FINAL_NORM], c)
+        rmsnorm_row(y, x, at[Slot.FINAL_NORM], c, eps)
         v = at[Slot.V]
         a = operand(at, y, c, own)
         product(at, at[Slot.LOGITS], Slot.CLASSIFIER, 0, a, c, v * tid // nt, v * (tid + 1) // nt)
@@ -342,11 +373,11 @@ def step_q8(at, token, pos, nt):
 
 
 @kernel(parallel=True)
-def prompt_rmsnorm(x, weight):
+def prompt_rmsnorm(x, weight, eps):
     T, C = x.shape
-    out = np.empty((T, C), np.float32)
+    out, eps = np.empty((T, C), np.float32), np.float32(eps)
     for t in prange(T):
-        rmsnorm_row(out[t].ctypes.data, x[t].ctypes.data, weight.ctypes.data, C)
+        rmsnorm_row(out[t].ctypes.data, x[t].ctypes.data, weight.ctypes.data, C, eps)
     return out
 
 
@@ -360,7 +391,7 @@ def prompt_swiglu(gate, up):
 
 
 @kernel(parallel=True)
-def prompt_attention(q, k, v):
+def prompt_attention(q, k, v, window):
     """`ops.attention`, head by head; the keys of a head are copied into blocks first."""
     T, NH, hs = q.shape
     P, NKV, _ = k.shape
@@ -376,8 +407,8 @@ def prompt_attention(q, k, v):
         for t in range(T):
             to, query = out[t].ctypes.data + 4 * h * hs, q[t, h].ctypes.data
             values, seen = v.ctypes.data + 4 * g * hs, P - T + t + 1
-            first = blocks.ctypes.data
-            _attend(to, query, first, values, 4 * NKV * hs, seen, hs, weights.ctypes.data)
+            first, place = _first(window, seen), blocks.ctypes.data
+            _attend(to, query, place, values, 4 * NKV * hs, first, seen, hs, weights.ctypes.data)
     return out
 
 

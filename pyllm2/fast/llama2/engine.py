@@ -77,8 +77,8 @@ class _PromptOps:
         return getattr(self._plain, name)
 
     @staticmethod
-    def matmul(x: Array, w: Array) -> Array:
-        return x @ w.T
+    def matmul(x: Array, w: Array, b: Array | None = None) -> Array:
+        return x @ w.T if b is None else x @ w.T + b
 
     @staticmethod
     def residual(x: Array, y: Array) -> Array:
@@ -91,7 +91,7 @@ class Step:
     def __init__(self, model: Any, cache: Any, threads: int | None = None) -> None:
         config, w = model.config, model.weights
         C, F, V = config.dim, config.hidden_dim, config.vocab_size
-        L, NKV, hs = config.n_layers, config.n_kv_heads, config.head_size
+        L, NKV, hs, Q = config.n_layers, config.n_kv_heads, config.head_size, config.query_dim
         nbytes = sum(a.nbytes for a in vars(w).values() if a is not None)
         self.threads = threads or max(
             1, min(numba.get_num_threads(), nbytes // MIN_BYTES_PER_THREAD)
@@ -100,7 +100,7 @@ class Step:
         group_size = w.wq.group_size if isinstance(w.wq, Quantized) else 0
         scratch = -(-(C + cache.positions + 32) // 16) * 16  # floats per thread, whole cache lines
         # Per thread, a quantised input: values, then scales, each on their own cache lines.
-        int8_scales = -(-max(C, F) // 64) * 64 if group_size else 0
+        int8_scales = -(-max(C, F, Q) // 64) * 64 if group_size else 0
         int8_stride = int8_scales + (-(-int8_scales // (16 * group_size)) * 64 if group_size else 0)
 
         self._at = np.zeros(decode.N_SLOTS, np.int64)
@@ -116,14 +116,23 @@ class Step:
             Slot.FFN_NORM: w.ffn_norm,
             Slot.FINAL_NORM: w.final_norm,
         }
+        if w.q_norm is not None:
+            norms |= {Slot.Q_NORM: w.q_norm, Slot.K_NORM: w.k_norm}
+        windows = np.array([config.window(layer) for layer in range(L)], np.int64)
+        beyond = {
+            Slot.EPSILON: np.array([config.norm_epsilon], np.float32),
+            Slot.WINDOWS: windows,
+        }
         kept = {Slot.KEYS: cache.keys, Slot.VALUES: cache.values}
         tables = {Slot.EMBEDDING: w.token_embedding, Slot.COS: cache.cos, Slot.SIN: cache.sin}
-        for slot, array in (norms | kept | tables).items():
+        for slot, array in (norms | beyond | kept | tables).items():
             self._place(slot, np.ascontiguousarray(array))
         assert any(a is cache.keys for a in self._arrays)  # the kernel writes into the cache
 
-        for slot in (Slot.X, Slot.Q, Slot.OUT, Slot.DELTA):
+        for slot in (Slot.X, Slot.DELTA):
             self._place(slot, aligned_zeros(C, np.float32))
+        for slot in (Slot.Q, Slot.OUT):
+            self._place(slot, aligned_zeros(Q, np.float32))
         for slot in (Slot.GATE, Slot.UP, Slot.Z):
             self._place(slot, aligned_zeros(F, np.float32))
         self._place(Slot.SCRATCH, aligned_zeros(scratch * self.threads, np.float32))
@@ -138,7 +147,12 @@ class Step:
         self.remembered = 0  # positions that the blocks hold
 
         for name in "wq wk wv wo w1 w2 w3".split():
-            self._place_matrix(Slot[name.upper()], getattr(w, name), group_size)
+            slot = Slot[name.upper()]
+            self._place_matrix(slot, getattr(w, name), group_size)
+            bias = getattr(w, f"b{name[1]}")
+            if bias is not None:
+                bias = self._place(slot + Of.BIAS, np.ascontiguousarray(bias, np.float32))
+                self._at[slot + Of.BIAS_LAYER] = bias.strides[0]
         classifier = w.token_embedding if w.classifier is None else w.classifier
         self._place_matrix(Slot.CLASSIFIER, classifier, group_size)
 

@@ -59,7 +59,7 @@ def embedding_backward(
     return Bounded(value, growths(times, growth)[:, None] * total)
 
 
-def rmsnorm(x: ArrayLike, weight: ArrayLike, growth: Growth = gamma) -> Bounded:
+def rmsnorm(x: ArrayLike, weight: ArrayLike, eps: float = EPS, growth: Growth = gamma) -> Bounded:
     """Relative error: γ of C/2 + 6 roundings.
 
     All terms of the mean of squares are positive: C roundings for products and sum, one for the
@@ -69,7 +69,7 @@ def rmsnorm(x: ArrayLike, weight: ArrayLike, growth: Growth = gamma) -> Bounded:
     """
     x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
     C = x.shape[-1]
-    scale = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + EPS)
+    scale = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + float(np.float32(eps)))
     value = weight * x * scale
     relative = growth((C + 2) / 2 + 5)
     underflow = TINY * (2 + np.abs(weight) + np.abs(x) + scale)
@@ -90,7 +90,7 @@ def rmsnorm_backward(
     dout, x, weight = float64(dout, x, weight)
     N, C = x.shape
     rho = C / 2 + 3
-    r = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + EPS)
+    r = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + float(np.float32(EPS)))
     n, g = x * r, dout * weight
     abs_n, abs_g = np.abs(n), np.abs(g)
     along = np.mean(g * n, axis=-1, keepdims=True)
@@ -108,10 +108,16 @@ def rmsnorm_backward(
     )
 
 
-def matmul(x: ArrayLike, w: ArrayLike, growth: Growth = gamma) -> Bounded:
-    """Sums of C products."""
+def matmul(
+    x: ArrayLike, w: ArrayLike, b: ArrayLike | None = None, growth: Growth = gamma
+) -> Bounded:
+    """Sums of C products. With a bias, first or last: γ_{C+1} · (Σ|x·w| + |b|)."""
     x, w = float64(x, w)
-    return product(x, w.T, growth)
+    if b is None:
+        return product(x, w.T, growth)
+    C, bias = x.shape[-1], np.asarray(b, np.float64)
+    total = np.abs(x) @ np.abs(w).T + np.abs(bias)
+    return Bounded(x @ w.T + bias, growth(C + 1) * total + C * TINY)
 
 
 def matmul_backward(
@@ -122,18 +128,30 @@ def matmul_backward(
     return product(dout, w, growth), product(dout.T, x, growth)
 
 
-def rope_tables(S: int, hs: int, growth: Growth = gamma) -> tuple[Bounded, Bounded]:
-    """Cosine and sine of p / 10000^(h/hs), with the error of the angle.
+def rope_tables(
+    S: int,
+    hs: int,
+    base: float = ROPE_BASE,
+    divisors: ArrayLike | None = None,
+    scale: float = 1.0,
+    growth: Growth = gamma,
+) -> tuple[Bounded, Bounded]:
+    """Cosine and sine of p / (base^(h/hs) · divisor), with the error of the angle.
 
-    h/hs is rounded once, which the power magnifies by ln(10000)·h/hs. The power adds POW_ULP, the
-    reciprocal and the product with p one rounding each. |cos'| and |sin'| are at most 1, so the
-    tables have the absolute error of the angle, plus COS_ULP of a number up to 1.
+    h/hs is rounded once, which the power magnifies by ln(base)·h/hs. The power adds POW_ULP, the
+    reciprocal, the quotient and the product with p one rounding each. |cos'| and |sin'| are at most
+    1, so the tables have the absolute error of the angle, plus COS_ULP of a number up to 1. The
+    product with the scale is one rounding more; with 1 it is exact.
     """
+    base, scale = float(np.float32(base)), float(np.float32(scale))
     h_over_hs = np.arange(0, hs, 2) / hs
-    angle = np.arange(S)[:, None] / ROPE_BASE**h_over_hs  # (S, hs/2)
-    roundings = math.log(ROPE_BASE) * h_over_hs + 2 * POW_ULP + 2
+    angle = np.arange(S)[:, None] / base**h_over_hs  # (S, hs/2)
+    roundings = math.log(base) * h_over_hs + 2 * POW_ULP + 2
+    if divisors is not None:
+        angle, roundings = angle / np.asarray(divisors, np.float64), roundings + 1
     error = SLACK * angle * roundings * U + 2 * COS_ULP * U
-    return Bounded(np.cos(angle), error), Bounded(np.sin(angle), error)
+    error = abs(scale) * (error + (scale != 1) * U)
+    return Bounded(scale * np.cos(angle), error), Bounded(scale * np.sin(angle), error)
 
 
 def rope(x: ArrayLike, cos: ArrayLike, sin: ArrayLike, growth: Growth = gamma) -> Bounded:
@@ -181,20 +199,24 @@ def softmax(x: ArrayLike, x_error: ArrayLike = 0.0, growth: Growth = gamma) -> B
     return Bounded(p, error)
 
 
-def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, growth: Growth = gamma) -> Bounded:
+def attention(
+    q: ArrayLike, k: ArrayLike, v: ArrayLike, window: int = 0, growth: Growth = gamma
+) -> Bounded:
     """Scores are sums of hs products divided by √hs; then softmax, then sums of P products.
 
     Scores: γ of hs + 2 roundings (root and division) times Σ|q·k| / √hs; this is the x_error of
-    `softmax`. The output Σ p·v has the error of p times |v|, and γ_P · Σ p·|v|.
+    `softmax`. The output Σ p·v has the error of p times |v|, and γ_P · Σ p·|v|. What is hidden by
+    a window counts as little as the future.
     """
     q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
     T, NH, hs = q.shape
     P, NKV, _ = k.shape
-    future = np.arange(P) > np.arange(P - T, P)[:, None]
+    distance = np.arange(P - T, P)[:, None] - np.arange(P)
+    hidden = (distance < 0) | ((distance >= window) if window else False)
     value, error = np.empty((T, NH, hs)), np.empty((T, NH, hs))
     for h in range(NH):
         g = h // (NH // NKV)
-        scores = np.where(future, -np.inf, q[:, h] @ k[:, g].T / math.sqrt(hs))
+        scores = np.where(hidden, -np.inf, q[:, h] @ k[:, g].T / math.sqrt(hs))
         scores_error = growth(hs + 2) * (np.abs(q[:, h]) @ np.abs(k[:, g]).T) / math.sqrt(hs)
         p, p_error = softmax(scores, scores_error + hs * TINY, growth)
         value[:, h] = p @ v[:, g]

@@ -1,7 +1,8 @@
 """Laws of Llama-2's forward ops: functions of (op, *inputs) that raise AssertionError.
 
 A law holds for every backend, and its name says what is wrong more plainly than a number out of
-bounds.
+bounds. `more` are inputs that llama2.c does not have (epsilon, bias, window …): none for a function
+that does not take them.
 """
 
 from __future__ import annotations
@@ -29,35 +30,52 @@ def rows_are_copies_of_the_table(op: Any, tokens: Tokens, table: Array) -> None:
 # ---- rmsnorm --------------------------------------------------------------------------------
 
 
-def doubling_the_weight_doubles_the_result(op: Any, x: Array, weight: Array) -> None:
+def doubling_the_weight_doubles_the_result(op: Any, x: Array, weight: Array, *more: Any) -> None:
     """A power of two passes through a product without rounding."""
-    big = np.abs(op(x, weight)) > 1e-30
-    assert_same(op(x, 2 * weight)[big], 2 * op(x, weight)[big], "rmsnorm(x, 2w) = 2 rmsnorm(x, w)")
+    once, twice = op(x, weight, *more), op(x, 2 * weight, *more)
+    big = np.abs(once) > 1e-30
+    assert_same(twice[big], 2 * once[big], "rmsnorm(x, 2w) = 2 rmsnorm(x, w)")
 
 
-def rows_are_independent(op: Any, x: Array, weight: Array) -> None:
+def rows_are_independent(op: Any, x: Array, weight: Array, *more: Any) -> None:
     """Row 0 depends on row 0 only: other rows change nothing beyond rounding."""
     changed = np.full_like(x, 3)
     changed[0] = x[0]
-    error = 2 * bounds.rmsnorm(x[:1], weight).error
-    assert_near(op(changed, weight)[:1], op(x, weight)[:1], error, "row 0 without the others")
+    found, expected = op(changed, weight, *more)[:1], op(x, weight, *more)[:1]
+    error = 2 * bounds.rmsnorm(x[:1], weight, *more).error
+    assert_near(found, expected, error, "row 0 without the others")
+
+
+def epsilon_grows_with_the_square_of_x(op: Any, x: Array, weight: Array, *more: Any) -> None:
+    """Twice x and four times epsilon give the same: only the ratio of x² to epsilon matters."""
+    if more:
+        error = 2 * bounds.rmsnorm(x, weight, *more).error
+        same = op(2 * x, weight, 4 * more[0])
+        assert_near(same, op(x, weight, *more), error, "rmsnorm(2x, w, 4 eps) = rmsnorm(x, w, eps)")
 
 
 # ---- matmul ---------------------------------------------------------------------------------
 
 
-def unit_rows_pick_columns_of_w(op: Any, x: Array, w: Array) -> None:
+def unit_rows_pick_columns_of_w(op: Any, x: Array, w: Array, *more: Any) -> None:
     """A row that is 1 at j and 0 elsewhere picks column j of w exactly, in any order of sums."""
     C = x.shape[1]
     js = np.arange(len(x)) % C
     assert_same(op(np.eye(C, dtype=np.float32)[js], w), w.T[js] + 0, "matmul(e_j, w) = w[:, j]")
 
 
-def product_scales_with_x(op: Any, x: Array, w: Array) -> None:
+def product_scales_with_x(op: Any, x: Array, w: Array, *more: Any) -> None:
     """matmul(2x) is twice matmul(x) within rounding, and matmul of zeros is zero."""
     error = 2 * bounds.matmul(2 * x, w).error
     assert_near(op(2 * x, w), 2 * op(x, w).astype(np.float64), error, "matmul(2x) = 2 matmul(x)")
     assert_same(op(np.zeros_like(x), w), np.zeros((len(x), len(w))), "matmul(0, w) = 0")
+
+
+def a_bias_is_added_to_every_row(op: Any, x: Array, w: Array, *more: Any) -> None:
+    """Where x is 0 nothing else is left."""
+    if more and more[0] is not None:
+        expected = np.broadcast_to(more[0], (len(x), len(w)))
+        assert_same(op(np.zeros_like(x), w, *more), expected, "matmul(0, w, b) = b")
 
 
 def doubling_the_scales_doubles_the_product(
@@ -73,17 +91,28 @@ def doubling_the_scales_doubles_the_product(
 # ---- rope -----------------------------------------------------------------------------------
 
 
-def position_0_has_cos_1_and_sin_0(op: Any, S: int, hs: int) -> None:
-    """Position 0 is not rotated."""
-    cos, sin = op(S, hs)
-    assert_same(cos[0], np.ones(hs // 2), "cos 0 = 1")
+def position_0_has_cos_1_and_sin_0(op: Any, S: int, hs: int, *more: Any) -> None:
+    """Position 0 is not rotated, but scaled."""
+    cos, sin = op(S, hs, *more)
+    scale = np.float32(more[-1] if more else 1)
+    assert_same(cos[0], np.full(hs // 2, scale), "cos 0 = 1")
     assert_same(sin[0], np.zeros(hs // 2), "sin 0 = 0")
 
 
-def a_shorter_table_is_a_prefix(op: Any, S: int, hs: int) -> None:
+def a_shorter_table_is_a_prefix(op: Any, S: int, hs: int, *more: Any) -> None:
     """The angles of a position do not depend on the length of the table."""
-    for short, long in zip(op(1 + S // 2, hs), op(S, hs), strict=True):
+    for short, long in zip(op(1 + S // 2, hs, *more), op(S, hs, *more), strict=True):
         assert_same(short, long[: 1 + S // 2], "rope_tables(n) = rope_tables(S)[:n]")
+
+
+def twice_the_divisors_stretch_to_twice_the_length(op: Any, S: int, hs: int, *more: Any) -> None:
+    """Every angle is then at twice the position; halving is exact."""
+    if more:
+        base, divisors, scale = more
+        twice = np.full(hs // 2, 2, np.float32) if divisors is None else 2 * divisors
+        stretched = op(2 * S, hs, base, twice, scale)
+        for long, short in zip(stretched, op(S, hs, *more), strict=True):
+            assert_same(long[::2], short, "position 2p with twice the divisors is position p")
 
 
 def rotation_keeps_the_length_of_pairs(op: Any, x: Array, cos: Array, sin: Array) -> None:
@@ -147,25 +176,39 @@ def a_dominant_logit_gets_probability_1(op: Any, x: Array) -> None:
 # ---- attention ------------------------------------------------------------------------------
 
 
-def future_does_not_change_the_past(op: Any, q: Array, k: Array, v: Array) -> None:
+def future_does_not_change_the_past(op: Any, q: Array, k: Array, v: Array, *more: Any) -> None:
     """Causality: other keys and values at the last position leave earlier queries unchanged."""
     k2, v2 = k.copy(), v.copy()
     k2[-1], v2[-1] = 5, -7
-    assert_same(op(q, k2, v2)[:-1], op(q, k, v)[:-1], "query t sees positions up to its own")
+    found, expected = op(q, k2, v2, *more)[:-1], op(q, k, v, *more)[:-1]
+    assert_same(found, expected, "query t sees positions up to its own")
 
 
-def a_single_position_returns_its_value(op: Any, q: Array, k: Array, v: Array) -> None:
+def a_single_position_returns_its_value(op: Any, q: Array, k: Array, v: Array, *more: Any) -> None:
     """With one position in the cache, attention is that position's value, exactly."""
     NH, NKV = q.shape[1], k.shape[1]
     expected = np.repeat(v[:1], NH // NKV, axis=1).reshape(1, -1)
-    assert_same(op(q[:1], k[:1], v[:1]), expected + 0, "softmax of one score is 1")
+    assert_same(op(q[:1], k[:1], v[:1], *more), expected + 0, "softmax of one score is 1")
 
 
-def order_of_the_past_does_not_matter(op: Any, q: Array, k: Array, v: Array) -> None:
-    """The last query may see its past in any order: the result is the same within the bound."""
-    backwards = op(q[-1:], k[::-1].copy(), v[::-1].copy())
+def a_window_hides_all_but_the_last_positions(
+    op: Any, q: Array, k: Array, v: Array, *more: Any
+) -> None:
+    """The last query gives the same with only these in the cache; a window of P hides nothing."""
+    if more:
+        window = more[0] or len(k)
+        seen = q[-1:], k[-window:], v[-window:]
+        error = 2 * bounds.attention(*seen).error
+        assert_near(op(q, k, v, window)[-1:], op(*seen, 0), error, "the last positions alone")
+        assert_same(op(q, k, v, len(k)), op(q, k, v, 0), "a window of all positions")
+
+
+def order_of_the_past_does_not_matter(op: Any, q: Array, k: Array, v: Array, *more: Any) -> None:
+    """Without a window, the last query may see its past in any order, within the bound."""
+    no_window = [0] if more else []
+    backwards = op(q[-1:], k[::-1].copy(), v[::-1].copy(), *no_window)
     error = 2 * bounds.attention(q[-1:], k, v).error
-    assert_near(backwards, op(q[-1:], k, v), error, "past reversed")
+    assert_near(backwards, op(q[-1:], k, v, *no_window), error, "past reversed")
 
 
 def future_has_weight_0_and_changes_nothing(

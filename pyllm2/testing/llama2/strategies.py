@@ -6,6 +6,7 @@ In training, N rows are B sequences of T positions.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.extra.numpy as hnp
@@ -17,6 +18,7 @@ from pyllm2 import backends
 from pyllm2.llama2.config import Llama2Config
 from pyllm2.llama2.initial import random_weights
 from pyllm2.llama2.model import Llama2
+from pyllm2.llama2.rope_scaling import RopeScaling
 from pyllm2.llama2.training import TrainableLlama2
 from pyllm2.parameters import Parameters
 from pyllm2.testing.strategies import (
@@ -35,6 +37,9 @@ from pyllm2.testing.strategies import (
 specification = backends.ops("numpy", package="llama2")
 NUMPY = backends.Engine(specification)
 
+epsilons = st.sampled_from([1e-5, 1e-6, 2.0**-20, 0.25])  # of norms: run.c's first
+bases = st.sampled_from([10000.0, 5e5, 1e6, 100.0])  # of RoPE: run.c's first
+
 
 @st.composite
 def embedding_inputs(draw: Draw) -> tuple[NDArray[np.int64], Array]:
@@ -49,23 +54,24 @@ def embedding_backward_inputs(draw: Draw) -> tuple[Array, Tokens, Array]:
 
 
 @st.composite
-def rmsnorm_inputs(draw: Draw) -> tuple[Array, Array]:
+def rmsnorm_inputs(draw: Draw) -> tuple[Array, Array, float]:
     T, C = draw(sizes(5)), draw(sizes(300))
-    return draw(arrays((T, C))), draw(arrays((C,)))
+    return draw(arrays((T, C))), draw(arrays((C,))), draw(epsilons)
 
 
 @st.composite
 def rmsnorm_backward_inputs(draw: Draw) -> tuple[Array, Array, Array]:
     """Any rows, rows small relative to epsilon, or zeros."""
-    x, weight = draw(rmsnorm_inputs())
+    x, weight, _ = draw(rmsnorm_inputs())
     x *= np.float32(draw(st.sampled_from([1, 1, 1, 1e-3, 0])))
     return draw(arrays(x.shape)), x, weight
 
 
 @st.composite
-def matmul_inputs(draw: Draw) -> tuple[Array, Array]:
+def matmul_inputs(draw: Draw) -> tuple[Array, Array, Array | None]:
     T, C, OC = draw(sizes(20)), draw(sizes(300)), draw(sizes(70))
-    return draw(arrays((T, C))), draw(arrays((OC, C)))
+    b = draw(arrays((OC,))) if draw(st.booleans()) else None
+    return draw(arrays((T, C))), draw(arrays((OC, C))), b
 
 
 @st.composite
@@ -77,8 +83,11 @@ def matmul_backward_inputs(draw: Draw) -> tuple[Array, Array, Array]:
 
 
 @st.composite
-def rope_tables_inputs(draw: Draw) -> tuple[int, int]:
-    return draw(st.integers(1, 600)), 2 * draw(st.integers(1, 64))
+def rope_tables_inputs(draw: Draw) -> tuple[int, int, float, Array | None, float]:
+    S, pairs, base = draw(st.integers(1, 600)), draw(st.integers(1, 64)), draw(bases)
+    divisors = np.float32(0.5) + np.abs(draw(arrays((pairs,), mild)))
+    scale = draw(st.sampled_from([1.0, 1.0, 0.5, 1.2079441]))
+    return S, 2 * pairs, base, draw(st.sampled_from([None, divisors])), scale
 
 
 @st.composite
@@ -96,8 +105,8 @@ def softmax_inputs(draw: Draw) -> tuple[Array]:
 
 
 @st.composite
-def attention_inputs(draw: Draw) -> tuple[Array, Array, Array]:
-    """(q, k, v) with scores below a few hundred; beyond that one weight is 1."""
+def attention_inputs(draw: Draw) -> tuple[Array, Array, Array, int]:
+    """(q, k, v, window), scores below a few hundred; beyond that one weight is 1."""
     T, past = draw(sizes(6)), draw(st.integers(0, 20))
     NKV, mul, hs = draw(st.integers(1, 3)), draw(st.integers(1, 3)), 2 * draw(sizes(16))
     P = past + T
@@ -105,7 +114,8 @@ def attention_inputs(draw: Draw) -> tuple[Array, Array, Array]:
     k = draw(arrays((P, NKV, hs), mild))
     v = draw(arrays((P, NKV, hs)))
     limit = np.float32(math.sqrt(300.0))
-    return np.clip(q, -limit, limit), np.clip(k, -limit, limit), v
+    window = draw(st.one_of(st.just(0), st.integers(1, P + 1)))
+    return np.clip(q, -limit, limit), np.clip(k, -limit, limit), v, window
 
 
 @st.composite
@@ -204,11 +214,14 @@ def matmul_q8_inputs(draw: Draw) -> tuple[Any, ...]:
 
 
 @st.composite
-def configs(draw: Draw, most_vocab: int = 40) -> Llama2Config:
-    """Small models of every shape: grouped heads, one head, head size 2, odd widths."""
+def configs(draw: Draw, most_vocab: int = 40, beyond: bool = True) -> Llama2Config:
+    """Small models of every shape: grouped heads, one head, head size 2, odd widths.
+
+    beyond: half of them have what run.c has not
+    """
     NKV, mul, pairs = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 6))
     NH = NKV * mul
-    return Llama2Config(
+    config = Llama2Config(
         dim=NH * 2 * pairs,
         hidden_dim=draw(sizes(50)),
         n_layers=draw(st.integers(1, 3)),
@@ -217,12 +230,44 @@ def configs(draw: Draw, most_vocab: int = 40) -> Llama2Config:
         vocab_size=draw(st.integers(1, most_vocab)),
         seq_len=draw(st.integers(1, 24)),
     )
+    return draw(beyond_run_c(config)) if beyond and draw(st.booleans()) else config
 
 
 @st.composite
-def models(draw: Draw, engine: backends.Engine = NUMPY, most_vocab: int = 40) -> Llama2:
+def beyond_run_c(draw: Draw, config: Llama2Config) -> Llama2Config:
+    """The config with everything that later models have, each by chance.
+
+    Not dynamic scaling: a text fed at once is another one than fed token by token.
+    """
+    hs = draw(st.sampled_from([config.head_size, 2, 6, 16]))
+    windows = st.lists(st.integers(0, 8), min_size=config.n_layers, max_size=config.n_layers)
+    flags = "qkv_bias output_bias ffn_bias head_norm".split()
+    return replace(
+        config,
+        norm_epsilon=draw(epsilons),
+        rope_base=draw(bases),
+        rope_scaling=draw(st.none() | scalings(hs)),
+        head_size=hs,
+        windows=tuple(draw(st.just([]) | windows)),
+        **{flag: draw(st.booleans()) for flag in flags},
+    )
+
+
+@st.composite
+def scalings(draw: Draw, hs: int) -> RopeScaling:
+    """Every kind but dynamic, which depends on the length of the text."""
+    factor = draw(st.sampled_from([2.0, 3.5, 8.0]))
+    divisors = tuple(1 + factor * i / hs for i in range(hs // 2))
+    kind = draw(st.sampled_from(["linear", "llama3", "yarn", "divisors"]))
+    return RopeScaling(kind, factor, original=8, attention_factor=1.25, divisors=divisors)
+
+
+@st.composite
+def models(
+    draw: Draw, engine: backends.Engine = NUMPY, most_vocab: int = 40, beyond: bool = True
+) -> Llama2:
     """A random model on an engine. Random weights expose differences that trained ones hide."""
-    config = draw(configs(most_vocab))
+    config = draw(configs(most_vocab, beyond))
     weights = random_weights(config, draw(st.booleans()), draw(st.integers(0, 2**32 - 1)))
     return Llama2(config, weights, engine)
 

@@ -27,7 +27,12 @@ OPS = {
             "rmsnorm",
             strategies.rmsnorm_inputs(),
             bounds.rmsnorm,
-            [laws.doubling_the_weight_doubles_the_result, laws.rows_are_independent],
+            [
+                laws.doubling_the_weight_doubles_the_result,
+                laws.rows_are_independent,
+                laws.epsilon_grows_with_the_square_of_x,
+            ],
+            optional=1,
         ),
         Op(
             "rmsnorm_backward",
@@ -43,7 +48,12 @@ OPS = {
             "matmul",
             strategies.matmul_inputs(),
             bounds.matmul,
-            [laws.unit_rows_pick_columns_of_w, laws.product_scales_with_x],
+            [
+                laws.unit_rows_pick_columns_of_w,
+                laws.product_scales_with_x,
+                laws.a_bias_is_added_to_every_row,
+            ],
+            optional=1,
         ),
         Op(
             "matmul_backward",
@@ -59,7 +69,12 @@ OPS = {
             "rope_tables",
             strategies.rope_tables_inputs(),
             bounds.rope_tables,
-            [laws.position_0_has_cos_1_and_sin_0, laws.a_shorter_table_is_a_prefix],
+            [
+                laws.position_0_has_cos_1_and_sin_0,
+                laws.a_shorter_table_is_a_prefix,
+                laws.twice_the_divisors_stretch_to_twice_the_length,
+            ],
+            optional=3,
         ),
         Op(
             "rope",
@@ -99,8 +114,10 @@ OPS = {
             [
                 laws.future_does_not_change_the_past,
                 laws.a_single_position_returns_its_value,
+                laws.a_window_hides_all_but_the_last_positions,
                 laws.order_of_the_past_does_not_matter,
             ],
+            optional=1,
         ),
         Op(
             "attention_forward",
