@@ -223,14 +223,22 @@ def child(backend: str) -> int:
     import numpy as np
 
     from pyllm2.observe.diff import compare
+    from pyllm2.observe.guarded import in_child
     from pyllm2.observe.report import Report
     from pyllm2.observe.standard import Standard
 
     warnings.simplefilter("ignore")
     np.seterr(all="ignore")
-    for model, run in models():
-        report = Report("", [backend])
-        compare(report, Standard(model, run), [backend])
+
+    def all_runs() -> Report:
+        for model, run in models():
+            report = Report("", [backend])
+            compare(report, Standard(model, run), [backend])
+            if not report.passed:
+                return report
+        return Report("", [backend])
+
+    for report in [in_child(all_runs, Report("", [backend]))]:
         if not report.passed:
             faults = report.as_json()["faults"]
             if not faults:

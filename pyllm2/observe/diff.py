@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pyllm2 import backends
 from pyllm2.errors import UsageError
 from pyllm2.inference.language_model import LanguageModel
+from pyllm2.observe import guarded
 from pyllm2.observe.ensemble import Ensemble
 from pyllm2.observe.judge import measure
 from pyllm2.observe.report import Entry, Fault, Report, TokenCheck
@@ -68,13 +69,14 @@ def compare(report: Report, standard: Standard, names: Sequence[str]) -> None:
         return
     engines = {name: backends.engine(name, family=standard.family) for name in names}
 
+    compare_ops(report, standard, {name: engine.ops for name, engine in engines.items()})
     tapped: dict[str, Any] = {}  # the ops of whole passes that are composed of ops of their own
     wholes = {}
     for name, engine in engines.items():
         if _has_whole(engine, run):
+            guarded.at("whole", run.name, name, "", f"the whole pass of {run.name}")
             wholes[name] = whole_results(model, engine, run, tapped, name)
-    locals_ = {name: engine.ops for name, engine in engines.items()} | tapped
-    compare_ops(report, standard, locals_, tapped)
+    compare_ops(report, standard, tapped, whole=True)
     for name, engine in engines.items():
         compare_carried(report, standard, name, engine.ops)
     for name, found in wholes.items():
@@ -127,11 +129,11 @@ def whole_results(
 
 
 def compare_ops(
-    report: Report, standard: Standard, ops: dict[str, Any], tapped: Mapping[str, Any]
+    report: Report, standard: Standard, ops: Mapping[str, Any], whole: bool = False
 ) -> None:
     """Every op of every backend with the inputs of the reference.
 
-    tapped: those of `ops` that belong to a whole pass
+    whole: the ops belong to a whole pass
     """
     judge, run = standard.judge, standard.run
     outside: dict[tuple[str, str], Entry] = {}
@@ -142,9 +144,10 @@ def compare_ops(
             unknown.add(record.op)
             continue
         for name, module in ops.items():
-            if name in tapped and record.rows == 1:
+            if whole and record.rows == 1:
                 continue  # its whole pass has another way for a single token
-            allowed = judge.of_partial_sums(record) if name in tapped else bounded
+            allowed = judge.of_partial_sums(record) if whole else bounded
+            guarded.at("local", run.name, name, record.op, record.name)
             found = judge.run(getattr(module, record.op), record, allowed or bounded)
             entry = Entry(
                 "local", run.name, name, record.index, record.name, record.op, record.layer, found
@@ -174,6 +177,7 @@ def compare_carried(report: Report, standard: Standard, name: str, ops: Any) -> 
     model, run, family = standard.model, standard.run, standard.family
     reference, ensemble = standard.reference, standard.ensemble
     recorder = new_recorder(model, family)
+    guarded.at("carried", run.name, name, "", "a run of the plain ops")
     try:
         with np.errstate(all="ignore"):
             run(traced_model(model, recorder, ops), recorder)
