@@ -38,7 +38,8 @@ GPT2_GENERATE = "generate g.bin --tokenizer v.bin --backend numpy --max-new-toke
 RESUME = [*TRAIN, "--resume"]
 CHECKPOINT = "out/step_00000006.safetensors"
 # (kind, file that is damaged, its bytes or None as it is, commands that read it)
-KINDS: list[tuple[str, str, bytes | None, list[list[str]]]] = [
+Kind = tuple[str, str, bytes | None, list[list[str]]]
+KINDS: list[Kind] = [
     *(
         (
             f"llama2 {name}",
@@ -116,8 +117,8 @@ def prepare(folder: Path) -> None:
     (folder / "out" / "step_00000012.safetensors").unlink()
 
 
-def judge(outcome: Outcome) -> str:
-    """The kind of an outcome."""
+def judge(outcome: Outcome, argv: list[Argument]) -> str:
+    """The kind of an outcome. `doctor` prints what it finds, with exit codes of its own."""
     said = outcome.err.decode(errors="replace")
     errors = [line for line in said.splitlines() if line.startswith("pyllm2: error: ")]
     if "Traceback" in said or outcome.code == 70:
@@ -130,6 +131,8 @@ def judge(outcome: Outcome) -> str:
         return "memory"
     if outcome.code == 0 and not errors:
         return "done"
+    if argv[0] == "doctor" and outcome.code in (1, 3) and not errors:
+        return "refused"
     if outcome.code == 1 and len(errors) == 1 and errors[0].isprintable():
         return "refused"
     return "other"
@@ -141,27 +144,31 @@ def run(how: Callable[..., Outcome], argv: list[Argument], folder: Path) -> tupl
         outcome = how(argv, folder)
     except subprocess.TimeoutExpired:
         return "hang", ""
-    return judge(outcome), outcome.err.decode(errors="replace")
+    return judge(outcome, argv), outcome.err.decode(errors="replace")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cases", type=int, default=3000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", choices=[kind[0] for kind in KINDS], help="one kind of file")
-    options = parser.parse_args()
-    rng = random.Random(options.seed)
-    kinds = [kind for kind in KINDS if options.only in (None, kind[0])]
+def fuzz(
+    kinds: list[Kind],
+    prepare: Callable[[Path], None],
+    cases: int,
+    seed: int,
+    change: Callable[[str, bytes, random.Random], bytes],
+) -> int:
+    """Damage files and run commands; the exit code.
+
+    prepare: makes a folder of valid files   change: (path, its bytes, random) -> damaged bytes
+    """
+    rng = random.Random(seed)
     counts: Counter[str] = Counter()
     place = Path(tempfile.mkdtemp(prefix="pyllm2-fuzz-")).resolve()
     inputs, folder = place / "inputs", place / "work"
     prepare(inputs)
-    for number in range(options.cases):
+    for number in range(cases):
         name, path, data, commands = kinds[number % len(kinds)]
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(inputs, folder)
         valid = (folder / path).read_bytes() if data is None else data
-        (folder / path).write_bytes(mutate(valid, rng, min(len(valid), 1100)))
+        (folder / path).write_bytes(change(path, valid, rng))
         argv: list[Argument] = [*rng.choice(commands)]
         how = as_process if rng.random() < 1 / 3 else as_fork
         kind, said = run(how, argv, folder)
@@ -178,12 +185,32 @@ def main() -> int:
     failures = counts.total() - counts["done"] - counts["refused"]
     kinds_of_outcome = "done refused traceback signal hang memory other".split()
     print(
-        f"{counts.total()} cases (seed {options.seed}, at most {TIMEOUT} s each): "
+        f"{counts.total()} cases (seed {seed}, at most {TIMEOUT} s each): "
         + ", ".join(f"{kind} {counts[kind]}" for kind in kinds_of_outcome)
     )
     if not failures:
         shutil.rmtree(place)
     return 1 if failures else 0
+
+
+def options_for(kinds: list[Kind], cases: int, about: str) -> argparse.Namespace:
+    """The command line; `kinds` has those that --only leaves."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--cases", type=int, default=cases)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", choices=[kind[0] for kind in kinds], help="one kind of file")
+    options = parser.parse_args()
+    options.kinds = [kind for kind in kinds if options.only in (None, kind[0])]
+    return options
+
+
+def change(path: str, valid: bytes, rng: random.Random) -> bytes:
+    return mutate(valid, rng, min(len(valid), 1100))
+
+
+def main() -> int:
+    options = options_for(KINDS, 3000, __doc__ or "")
+    return fuzz(options.kinds, prepare, options.cases, options.seed, change)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pyllm2.formats.reader import Source
 from pyllm2.formats.writer import atomic_write
 
 DEFAULT_GROUP_SIZE = 64
+_PIECE = 2**22  # numbers quantised at a time
 MAX_GROUP_SIZE = 2**17  # 127 · 127 · group_size must fit in int32
 
 
@@ -172,6 +173,9 @@ def write_q8_checkpoint(
                     file.write(np.ascontiguousarray(part, dtype="<f4").data)
                     continue
                 flat = np.ascontiguousarray(part, dtype=np.float32).reshape(-1)
-                quantised, scales = quantize_weights(flat, group_size)
-                file.write(quantised.data)
-                file.write(scales.astype("<f4").data)
+                scales, step = [], max(1, _PIECE // group_size) * group_size
+                for start in range(0, len(flat), step):
+                    found = quantize_weights(flat[start : start + step], group_size)
+                    file.write(found[0].data)
+                    scales.append(found[1])
+                file.write(np.concatenate(scales).astype("<f4").data)

@@ -36,6 +36,8 @@ def chat_ids(
         encode = model.tokenizer.encode
         parses = "special" in inspect.signature(encode).parameters  # else it has no special tokens
         ids: list[int] = encode(text, bos=False, **({"special": True} if parses else {}))
+        if not ids:
+            raise ChatTemplateError(template.path, "makes an empty text of the conversation")
         return ids
     if not (model.is_llama2c and isinstance(model.model, Llama2)):
         raise ChatTemplateError(model.path, "there is none: name one, e.g. chatml or llama2")
