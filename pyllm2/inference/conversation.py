@@ -76,6 +76,7 @@ class Conversation:
         if self.messages and self.messages[-1]["role"] == "user":
             self._drop_last()  # its reply was not asked for
         self._add("user", text)
+        left_out = self.left_out
         try:
             ids = self._fitting(max_new_tokens)
             kept = min(self.session.shared(ids), len(ids) - 1)
@@ -85,6 +86,7 @@ class Conversation:
             )
         except BaseException:
             self._drop_last()
+            self.left_out = left_out
             raise
         self.generation = generation
         return self._taken(generation)

@@ -16,5 +16,4 @@ def sample(decoder: Decoder, start: int, count: int, backend: str, seed: int = S
     Raises NotFiniteError.
     """
     model = LanguageModel(decoder, None, backend)
-    count = min(count, decoder.config.seq_len - 1)
     return [token.id for token in model.generate([start], count, top_p=1.0, seed=seed)]

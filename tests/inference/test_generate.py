@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -207,3 +208,14 @@ def test_log_probabilities_are_those_of_the_model(model: LanguageModel) -> None:
         p = np.exp(logits) / np.exp(logits).sum()
         assert token.logprob == pytest.approx(np.log(p[token.id]), abs=1e-5)
     assert next(model.generate("a cab", 1)).logprob is None
+
+
+def test_the_times_of_a_generation_are_those_of_its_tokens(tmp_path: Path) -> None:
+    """The first token's, then the others': nothing is counted before, and nothing twice."""
+    generation = saying(tmp_path, b"abcdef").generate(temperature=0)
+    assert generation.prompt_seconds == generation.seconds == 0
+    began = time.perf_counter()
+    next(generation)
+    assert generation.prompt_seconds > generation.seconds == 0
+    list(generation)
+    assert 0 < generation.seconds < time.perf_counter() - began - generation.prompt_seconds
