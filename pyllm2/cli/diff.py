@@ -23,7 +23,8 @@ SUMMARY = "show where backends differ by more than rounding, op by op"
 EXAMPLE = """\
 example:
   pyllm2 diff --backends numpy,numba,c --prompt 'One day' --backward
-  pyllm2 diff model.gguf --against dump.npz"""
+  pyllm2 diff model.gguf --against dump.npz
+  pyllm2 diff stories15M.bin --prompt 'One day' -- ./run"""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +70,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--out", default="diff.d", metavar="DIR", help="folder for the smallest repetition"
     )
+    program = parser.add_argument_group("a program: diff MODEL [flags] -- ./program")
+    program.add_argument(
+        "--args", metavar="TEMPLATE", help="its arguments, as for conform (default: run.c's)"
+    )
+    program.add_argument(
+        "--steps", type=numbers.positive, default=32, metavar="N", help="tokens, with the prompt's"
+    )
+    program.add_argument(
+        "--timeout", type=numbers.above_0, default=60, metavar="S", help="seconds for its run"
+    )
     dump = parser.add_argument_group("a dump of another program")
     dump.add_argument(
         "--against",
@@ -103,6 +114,8 @@ def main(options: argparse.Namespace) -> int:
     if options.train is not None and options.against is not None:
         raise UsageError("--train: not with --against")
     of = _of_dump if options.against else _of_training if options.train else _of_backends
+    if options.program:
+        of = _of_program
     if options.explain:
         return _explain(options)
     report = of(options)
@@ -181,6 +194,37 @@ def _batches(options: argparse.Namespace, V: int, T: int) -> Iterator[Any]:
     for _ in range(options.train):
         ids = random.integers(0, V, (options.batch_size, T + 1))
         yield ids[:, :-1], ids[:, 1:]
+
+
+def _of_program(options: argparse.Namespace) -> Report:
+    import os
+
+    from pyllm2.cli.loading import find_tokenizer
+    from pyllm2.conform.adapter import RUN_C, Adapter, parse, program_of
+    from pyllm2.conform.child import Limits
+    from pyllm2.conform.given import text_of_given
+    from pyllm2.observe.text import compare_text
+    from pyllm2.observe.trace import prompt_ids
+
+    for flag in ("against", "train", "backward", "backends", "ids"):
+        if getattr(options, flag):
+            raise UsageError(f"--{flag}: not with a program")
+    if options.model is None:
+        raise UsageError("MODEL: name the checkpoint that the program reads")
+    template = parse(options.args or RUN_C)
+    beside = "" if "tokenizer" in template.words else "tokenizer.bin"
+    adapter = Adapter(
+        program_of(options.program), template, beside, limits=Limits(seconds=options.timeout)
+    )
+    options.prompt = PROMPT if options.prompt is None else options.prompt
+    model, prompt = open_with_prompt(options, backend="numpy")
+    S = model.config.seq_len
+    ids = prompt_ids(model, prompt)
+    if not len(ids) <= options.steps < S:
+        raise UsageError(f"--steps: {options.steps}: expected {len(ids)} to {S - 1}")
+    tokenizer = options.tokenizer or find_tokenizer(options.model)
+    text = text_of_given(adapter, options.model, tokenizer, prompt, options.steps)
+    return compare_text(model, ids, options.steps, text, os.path.basename(options.program[0]))
 
 
 def _of_dump(options: argparse.Namespace) -> Report:

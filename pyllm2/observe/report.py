@@ -115,7 +115,7 @@ class Report:
             lines += ["", f"OUTSIDE: {fault.text}", *(f"    {s}" for s in fault.sources)]
         lines += ["", *self.notes] if self.notes else []
         verdict = "everything is inside its bound" if self.passed else "outside"
-        if not self.passed and not self.faults:
+        if not all(entry.found.inside for entry in self.entries) and not self.faults:
             verdict = "outside, see the marked rows"
         return "\n".join([*lines, "", verdict])
 
