@@ -40,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backward",
         action="store_true",
-        help="compare a training step of the prompt: losses and gradients",
+        help="compare losses and gradients of a training step",
     )
     parser.add_argument(
         "--explain",
