@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pyllm2.compiling.processors import processors
 from pyllm2.errors import BackendError
 
 # Best first. A strict backend is never the default.
@@ -94,18 +95,6 @@ def _check_threads(name: str, threads: int | None) -> None:
 @functools.cache
 def _note_many_threads(threads: int) -> None:
     log.info("%d threads, but %d processors: fewer may be faster", threads, processors())
-
-
-def processors() -> int:
-    """How many processors this process may use."""
-    return len(processor_numbers())
-
-
-def processor_numbers() -> frozenset[int]:
-    """The numbers of the processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 1))
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pyllm2 import backends
+from pyllm2.compiling.processors import processors
 from pyllm2.errors import BackendError, PyLLM2Error, UsageError
 from pyllm2.formats.llama2c_vocabulary import write_vocabulary
 from pyllm2.gpt2.model import GPT2
@@ -178,7 +178,7 @@ def run(
                 result.decode.values.append(rate)
     return Report(
         path,
-        backends.processors(),
+        processors(),
         prompt_tokens,
         new_tokens,
         _bytes_read(arrays),

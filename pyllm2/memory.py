@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 from pyllm2.errors import NotEnoughMemoryError
 
@@ -32,31 +34,40 @@ def limit() -> int:
     return bound
 
 
-def _cgroup_limits(cgroups: str = "/proc/self/cgroup", root: str = CGROUPS) -> list[int]:
-    """Limits in bytes of this process's control groups and all groups above them, versions 1 and 2.
+def _cgroup_limits(*files: str) -> list[int]:
+    """Limits in bytes of this process's control groups and all groups above them."""
+    limits = []
+    for version, folder in cgroup_folders("memory", *files):
+        name = "memory.max" if version == 2 else "memory.limit_in_bytes"
+        with suppress(OSError, ValueError):  # ValueError: "max"
+            limits.append(int((folder / name).read_text()))
+    return limits
+
+
+def cgroup_folders(
+    controller: str, cgroups: str = "/proc/self/cgroup", root: str = CGROUPS
+) -> Iterator[tuple[int, Path]]:
+    """Version and folder of this process's control groups and of all groups above them.
 
     A line of `cgroups` is `number:controllers:path`; version 2 has number 0 and no controllers. In
-    a container the path may be that of the host: the folders of it that exist are read.
+    a container the path may be that of the host: not all folders exist.
     """
     try:
-        with open(cgroups, encoding="utf-8", errors="surrogateescape") as file:
-            lines = file.read().splitlines()
+        lines = Path(cgroups).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:  # not Linux
-        return []
-    limits = []
+        return
     for number, controllers, path in (line.split(":", 2) for line in lines if line.count(":") > 1):
-        if "memory" in controllers.split(","):
-            folder, name = os.path.join(root, "memory"), "memory.limit_in_bytes"
+        if controller in controllers.split(","):
+            version, folder = 1, Path(root) / controller
         elif number == "0":
-            folder, name = root, "memory.max"
+            version, folder = 2, Path(root)
         else:
             continue
-        for part in ["", *path.split("/")]:
-            folder = os.path.join(folder, part) if part != ".." else folder
-            # ValueError: "max"
-            with suppress(OSError, ValueError), open(os.path.join(folder, name)) as file:
-                limits.append(int(file.read()))
-    return limits
+        yield version, folder
+        for part in path.split("/"):
+            if part not in ("", ".."):
+                folder /= part
+                yield version, folder
 
 
 def require(nbytes: int, purpose: str, remedy: str) -> None:

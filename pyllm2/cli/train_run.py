@@ -18,6 +18,7 @@ from pyllm2.cli.output import say
 from pyllm2.cli.outputs import check_output
 from pyllm2.cli.progress import Progress
 from pyllm2.cli.train_command import RUN_FILE, remember, resume_command
+from pyllm2.compiling.processors import processors
 from pyllm2.errors import ConfigError, FileError, FormatError, UsageError, os_errors
 from pyllm2.inference.sample import sample
 from pyllm2.tokenizers import load_tokenizer
@@ -158,7 +159,7 @@ def _prepare(options: argparse.Namespace, processes: Processes) -> Setup:
         _check_outputs(options)
     machine = Machine(
         options.backend or backends.default(),
-        options.threads or backends.processors(),
+        options.threads or processors(),
         processes.size,
     )
     family = importlib.import_module(f"pyllm2.{options.family}.family")

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyllm2.compiling import c_build
 from pyllm2.compiling.c_header import Interface, Struct
+from pyllm2.compiling.processors import processors
 
 Buffers = TypeVar("Buffers")
 
@@ -114,12 +115,12 @@ def _on_threads(
 
 @functools.cache
 def _usual_threads(loaded: ctypes.CDLL) -> int:
-    """OpenMP's own choice: one thread per processor, or $OMP_NUM_THREADS."""
+    """OpenMP's own choice: $OMP_NUM_THREADS, or one per processor, if a quota leaves so many."""
     found: list[int] = []  # asked in a new thread, where no number has been set
     asking = threading.Thread(target=lambda: found.append(loaded.omp_get_max_threads()))
     asking.start()
     asking.join()
-    return found[0]
+    return found[0] if os.environ.get("OMP_NUM_THREADS") else min(found[0], processors())
 
 
 def _after_fork() -> None:

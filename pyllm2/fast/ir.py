@@ -118,10 +118,14 @@ def put_int(b, address, value):
 @emits(types.int64)
 def atomic_add(b, address, value):
     """Add to the int64 at an address; returns what was there before."""
-    return b.atomic_rmw("add", b.inttoptr(address, I64.as_pointer()), value, "acq_rel")
+    return b.atomic_rmw("add", b.inttoptr(address, I64.as_pointer()), value, "seq_cst")
 
 
 @emits(types.int64)
 def atomic_get(b, address):
-    """The int64 at an address, with everything that other threads wrote before it."""
-    return b.load_atomic(b.inttoptr(address, I64.as_pointer()), "acquire", 8)
+    """The int64 at an address, with everything that other threads wrote before it.
+
+    All threads see these and `atomic_add` in one order: of two that each add to one number and then
+    read the other's, one sees the other's addition.
+    """
+    return b.load_atomic(b.inttoptr(address, I64.as_pointer()), "seq_cst", 8)

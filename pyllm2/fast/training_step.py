@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm2.compiling import numba_build
+from pyllm2.compiling.processors import processors
 
 Array = NDArray[np.float32]
 Tokens = NDArray[np.integer]
@@ -72,7 +73,7 @@ class TrainingStep:
 
     def _threads(self, model: Any, tokens: Tokens) -> int:
         work = tokens.size * model.params.flat.size // MIN_MULTIPLICATIONS_PER_THREAD
-        return max(1, min(numba.get_num_threads(), self._wanted or work))
+        return max(1, min(numba.get_num_threads(), self._wanted or min(work, processors())))
 
     def _buffers(self, config: Any, shape: tuple[int, ...], threads: int, trains: bool) -> Any:
         """Kept buffers that fit, or new ones. Buffers to train with can also evaluate."""

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pyllm2 import backends
 from pyllm2.backends import Engine
+from pyllm2.compiling.processors import processors
 from pyllm2.inference.language_model import LanguageModel
 from pyllm2.observe.ensemble import is_int8
 from pyllm2.observe.notebook import table
@@ -164,7 +165,7 @@ def _variants(standard: Standard, names: Iterable[str]) -> Iterator[tuple[str, A
             ("the same, fused multiply-add", False, True),
         ):
             yield words, logits(Engine(_Ordered(plain, backwards, fused)))
-    most = backends.processors()
+    most = processors()
     for name in names:
         if name == "numpy":
             continue

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import mpi4py
 
-from pyllm2 import backends
+from pyllm2.compiling.processors import processor_numbers, processors
 from pyllm2.errors import BackendError, NotFiniteError, PyLLM2Error, printable
 from pyllm2.training.processes import BLOCK, blocks, shares
 
@@ -61,10 +61,10 @@ class Ranks:
         Ranks that the launcher has bound to different processors keep theirs.
         """
         here = self.communicator.Split_type(MPI.COMM_TYPE_SHARED)
-        mine = backends.processor_numbers()
+        mine = processor_numbers()
         sharers = sum(other == mine for other in here.allgather(mine))
         here.Free()
-        return max(1, len(mine) // sharers)
+        return max(1, processors() // sharers)
 
     def neighbours(self) -> int:
         here = self.communicator.Split_type(MPI.COMM_TYPE_SHARED)

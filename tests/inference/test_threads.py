@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import pyllm2
 from pyllm2 import backends
+from pyllm2.compiling.processors import processors
 from pyllm2.errors import BackendError
 from pyllm2.gpt2 import checkpoint as gpt2
 from pyllm2.gpt2.config import GPT2Config
@@ -238,7 +239,7 @@ def test_the_variable_of_openmp_is_bounded_too(value: str, monkeypatch: pytest.M
 
 def test_more_threads_than_processors_are_noted_once(caplog: pytest.LogCaptureFixture) -> None:
     """The number is kept; the note says how many processors there are."""
-    many = backends.processors() + 1
+    many = processors() + 1
     backends._note_many_threads.cache_clear()
     with caplog.at_level("INFO", "pyllm2"):
         for threads in (many, many, 1):

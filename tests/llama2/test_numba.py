@@ -55,6 +55,7 @@ def played(backend: str, then: str = "play()", **environment: str) -> Any:
 @given(data=st.data())
 def test_the_bits_do_not_depend_on_the_number_of_threads(data: st.DataObject) -> None:
     """Threads share rows; no sum is split between threads."""
+    from pyllm2.compiling.pace import Pace
     from pyllm2.fast.llama2.engine import Step
 
     model = data.draw(strategies.models(backends.engine("numba")))
@@ -62,8 +63,39 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(data: st.DataObject) ->
     logits = []
     for threads in (1, 2):
         cache = model.new_cache(len(tokens))
-        step = Step(model, cache, threads)
+        step = Step(model, cache, Pace(threads, ()))
         logits.append([step(int(token), pos) for pos, token in enumerate(tokens)])
+    np.testing.assert_array_equal(*logits)
+
+
+class Drawn:
+    """A pace that takes its numbers of threads from a list."""
+
+    most = 2
+
+    def __init__(self, numbers: list[int]) -> None:
+        self._numbers = iter(numbers)
+
+    @property
+    def threads(self) -> int:
+        return next(self._numbers)
+
+    def record(self, seconds: float) -> None:
+        assert seconds > 0
+
+
+@few()
+@given(data=st.data())
+def test_the_number_of_threads_may_change_from_token_to_token(data: st.DataObject) -> None:
+    """As it does on a busy machine: the bits are those of one thread."""
+    from pyllm2.compiling.pace import Pace
+    from pyllm2.fast.llama2.engine import Step
+
+    model = data.draw(strategies.models(backends.engine("numba")))
+    tokens = data.draw(strategies.token_ids(model.config))
+    numbers = data.draw(st.lists(st.integers(1, 2), min_size=len(tokens), max_size=len(tokens)))
+    steps = (Step(model, model.new_cache(len(tokens)), p) for p in (Pace(1), Drawn(numbers)))
+    logits = [[step(int(token), pos) for pos, token in enumerate(tokens)] for step in steps]
     np.testing.assert_array_equal(*logits)
 
 
@@ -110,15 +142,18 @@ def test_missing_threads_do_not_block_a_step() -> None:
     """More threads than the pool has would wait at a barrier for ever: one thread does the work."""
     import numba
 
+    from pyllm2.compiling.pace import Pace
     from pyllm2.fast.llama2.engine import Step
     from pyllm2.llama2.config import Llama2Config
     from pyllm2.llama2.initial import random_weights
 
     config = Llama2Config(24, 20, 2, 4, 2, 30, 16)
     model = Llama2(config, random_weights(config, True, 1), backends.engine("numba"))
-    alone, crowd = (Step(model, model.new_cache(4), n) for n in (1, 4 * numba.get_num_threads()))
+    alone, crowd = (
+        Step(model, model.new_cache(4), Pace(n, ())) for n in (1, 4 * numba.get_num_threads())
+    )
     np.testing.assert_array_equal(alone(7, 0), crowd(7, 0))
-    assert crowd.threads == 1
+    assert crowd.alone
     np.testing.assert_array_equal(alone(8, 1), crowd(8, 1))
 
 

@@ -311,13 +311,14 @@ def test_the_step_equals_the_composition_of_ops(data: st.DataObject) -> None:
 @given(data=st.data())
 def test_the_bits_do_not_depend_on_the_number_of_threads(data: st.DataObject) -> None:
     """Threads share rows, and each quantises the same activations."""
+    from pyllm2.compiling.pace import Pace
     from pyllm2.fast.llama2.engine import Step
 
     model = data.draw(models())
     tokens = data.draw(strategies.token_ids(model.config, most=4))
     logits = []
     for threads in (1, 2):
-        step = Step(model, model.new_cache(len(tokens)), threads)
+        step = Step(model, model.new_cache(len(tokens)), Pace(threads, ()))
         logits.append([step(int(token), pos) for pos, token in enumerate(tokens)])
     np.testing.assert_array_equal(*logits)
 

@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[2] / "pyllm2"
 RULES = """
     errors parameters                      <-
     formats* memory mersenne stories       <- errors @
-    compiling*                             <- errors @
+    compiling*                             <- errors memory @
     llama2.config                          <- errors llama2.rope_scaling
     gpt2.config llama2.rope_scaling        <- errors
     llama2.ops gpt2.ops training.ops       <-

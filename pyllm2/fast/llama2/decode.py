@@ -39,10 +39,11 @@ import math
 from enum import IntEnum
 
 import numpy as np
-from numba import prange, types
+from numba import prange
 
 from pyllm2.compiling.numba_build import device, kernel
-from pyllm2.fast.ir import atomic_add, atomic_get, get_float, get_int, put_float
+from pyllm2.fast.ir import get_float, get_int, put_float
+from pyllm2.fast.meeting import barrier, gather
 from pyllm2.fast.vectors import (
     LINE,
     add,
@@ -56,50 +57,6 @@ from pyllm2.fast.vectors import (
     swiglu_row,
 )
 from pyllm2.fast.vectors_q8 import matvec_q8, quantize_row
-
-# ---- barriers -------------------------------------------------------------------------------
-
-
-_sched_yield = types.ExternalFunction("sched_yield", types.int32())
-_usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
-SPINS = 2000  # iterations of a waiting thread before it yields its processor
-NAP, NAPS = 100, 2000  # microseconds per nap; naps until thread 0 stops waiting for the others
-
-WAITING, TOGETHER, ALONE = 0, 1, 2
-
-
-@device()
-def _barrier(counter, nt, phase):
-    """Wait until all nt threads have arrived for the phase-th time."""
-    if nt == 1:
-        return
-    atomic_add(counter, 1)
-    spins = 0
-    while atomic_get(counter) < nt * phase:
-        spins += 1
-        if spins > SPINS:
-            _sched_yield()
-
-
-@device()
-def _gather(counter, decision, tid, nt):
-    """Whether all nt threads have started. If some do not arrive in time, thread 0 works alone.
-
-    Inside another parallel region, or with fewer threads than requested, iterations run one after
-    the other: waiting without a limit would be a deadlock.
-    """
-    atomic_add(counter, 1)
-    if tid == 0:
-        spins = 0
-        while atomic_get(counter) < nt and spins < SPINS + NAPS:
-            spins += 1
-            if spins > SPINS:
-                _usleep(np.uint32(NAP))
-        atomic_add(decision, TOGETHER if atomic_get(counter) >= nt else ALONE)
-    while atomic_get(decision) == WAITING:
-        _sched_yield()
-    return atomic_get(decision) == TOGETHER
-
 
 # ---- the step -------------------------------------------------------------------------------
 
@@ -295,32 +252,32 @@ def _make_worker(operand, product):
                 _rope(key + 4 * g * hs, key + 4 * g * hs, cos, sin, hs)
                 _store_key(blocks + g * head, key + 4 * g * hs, pos, hs)
             if not own_keys:
-                _barrier(bar, nt, phase)
+                barrier(bar, nt, phase)
                 phase += 1
             for h in range(h0, h1):
                 q, out, g = at[Slot.Q] + 4 * h * hs, at[Slot.OUT] + 4 * h * hs, h // group
                 _rope(q, q, cos, sin, hs)
                 v = values + 4 * g * hs
                 _attend(out, q, blocks + g * head, v, 4 * kv, first, seen, hs, scores)
-            _barrier(bar, nt, phase)
+            barrier(bar, nt, phase)
 
             a = operand(at, at[Slot.OUT], nh * hs, own)
             product(at, at[Slot.DELTA], Slot.WO, layer, a, nh * hs, c0, c1)
             add(x + 4 * c0, source + 4 * c0, at[Slot.DELTA] + 4 * c0, c1 - c0)
             source = x
-            _barrier(bar, nt, phase + 1)
+            barrier(bar, nt, phase + 1)
 
             rmsnorm_row(y, x, at[Slot.FFN_NORM] + 4 * layer * c, c, eps)
             a = operand(at, y, c, own)
             product(at, at[Slot.GATE], Slot.W1, layer, a, c, f0, f1)
             product(at, at[Slot.UP], Slot.W3, layer, a, c, f0, f1)
             swiglu_row(at[Slot.Z] + 4 * f0, at[Slot.GATE] + 4 * f0, at[Slot.UP] + 4 * f0, f1 - f0)
-            _barrier(bar, nt, phase + 2)
+            barrier(bar, nt, phase + 2)
 
             a = operand(at, at[Slot.Z], f, own)
             product(at, at[Slot.DELTA], Slot.W2, layer, a, f, c0, c1)
             add(x + 4 * c0, x + 4 * c0, at[Slot.DELTA] + 4 * c0, c1 - c0)
-            _barrier(bar, nt, phase + 3)
+            barrier(bar, nt, phase + 3)
             phase += 4
 
         rmsnorm_row(y, x, at[Slot.FINAL_NORM], c, eps)
@@ -344,7 +301,7 @@ def step(at, token, pos, nt):
     together = np.zeros(nt, np.int64)
     for t in prange(nt):
         tid = np.int64(t)  # prange counts in uint64: another type would compile everything twice
-        if _gather(at[Slot.COUNTERS] + 64, at[Slot.COUNTERS] + 128, tid, nt):
+        if gather(at[Slot.COUNTERS], tid, nt):
             _worker(at, token, pos, tid, nt)
             together[tid] = 1
         elif tid == 0:
@@ -361,7 +318,7 @@ def step_q8(at, token, pos, nt):
     together = np.zeros(nt, np.int64)
     for t in prange(nt):
         tid = np.int64(t)
-        if _gather(at[Slot.COUNTERS] + 64, at[Slot.COUNTERS] + 128, tid, nt):
+        if gather(at[Slot.COUNTERS], tid, nt):
             _worker_q8(at, token, pos, tid, nt)
             together[tid] = 1
         elif tid == 0:

@@ -6,6 +6,7 @@ BLAS for the products and vector code for the rest. Both read and write the same
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Any
 
 import numba
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm2.compiling import numba_build
+from pyllm2.compiling.pace import Pace
+from pyllm2.compiling.processors import processors
 from pyllm2.fast.gemm import aligned_zeros
 from pyllm2.fast.llama2 import decode
 from pyllm2.fast.llama2.decode import Of, Slot
@@ -42,6 +45,7 @@ class Decoding:
 
     def __init__(self, plain: Any, threads: int | None = None) -> None:
         self.plain, self.threads = plain, threads
+        self._paces: dict[tuple[int, int], Pace] = {}
 
     def forward(
         self,
@@ -55,11 +59,18 @@ class Decoding:
         step = cache.engine_state
         if len(tokens) == 1:
             if step is None:
-                step = cache.engine_state = Step(model, cache, self.threads)
+                step = cache.engine_state = Step(model, cache, self._pace(model))
             return step(int(tokens[0]), pos)
         if step is not None:
             step.remembered = min(step.remembered, pos)
         return model.with_ops(_PromptOps(self.plain)).forward(tokens, pos, cache, last_only)
+
+    def _pace(self, model: Any) -> Pace:
+        """The pace of a model's steps, which all its conversations share."""
+        nbytes = sum(a.nbytes for a in vars(model.weights).values() if a is not None)
+        most = min(numba.get_num_threads(), processors(), nbytes // MIN_BYTES_PER_THREAD)
+        most = self.threads or max(1, most)
+        return self._paces.setdefault((most, nbytes), Pace(most))
 
 
 _PROMPT_KERNELS = ("rmsnorm", "swiglu", "attention", "quantize", "matmul_q8")
@@ -88,14 +99,12 @@ class _PromptOps:
 class Step:
     """The decoding kernel bound to a model and a cache: buffers, addresses, number of threads."""
 
-    def __init__(self, model: Any, cache: Any, threads: int | None = None) -> None:
+    def __init__(self, model: Any, cache: Any, pace: Pace) -> None:
         config, w = model.config, model.weights
         C, F, V = config.dim, config.hidden_dim, config.vocab_size
         L, NKV, hs, Q = config.n_layers, config.n_kv_heads, config.head_size, config.query_dim
-        nbytes = sum(a.nbytes for a in vars(w).values() if a is not None)
-        self.threads = threads or max(
-            1, min(numba.get_num_threads(), nbytes // MIN_BYTES_PER_THREAD)
-        )
+        self.pace = pace
+        self.alone = pace.most == 1  # whether one thread does everything
         self._kernel = decode.step_q8 if isinstance(w.wq, Quantized) else decode.step
         group_size = w.wq.group_size if isinstance(w.wq, Quantized) else 0
         scratch = -(-(C + cache.positions + 32) // 16) * 16  # floats per thread, whole cache lines
@@ -135,8 +144,8 @@ class Step:
             self._place(slot, aligned_zeros(Q, np.float32))
         for slot in (Slot.GATE, Slot.UP, Slot.Z):
             self._place(slot, aligned_zeros(F, np.float32))
-        self._place(Slot.SCRATCH, aligned_zeros(scratch * self.threads, np.float32))
-        self._place(Slot.INT8, aligned_zeros(int8_stride * self.threads, np.int8))
+        self._place(Slot.SCRATCH, aligned_zeros(scratch * pace.most, np.float32))
+        self._place(Slot.INT8, aligned_zeros(int8_stride * pace.most, np.int8))
         self.logits = self._place(Slot.LOGITS, aligned_zeros(V, np.float32))
         self._counters = self._place(Slot.COUNTERS, aligned_zeros(64, np.int64))
         # The keys again, in the layout of the kernel: blocks of 16 positions, (hs, 16) each.
@@ -179,10 +188,13 @@ class Step:
             self._remember(pos)
         self.remembered = pos + 1
         self._counters[:] = 0
-        if numba_build.forked:
-            self.threads = 1
-        if not self._kernel(self._at, token, pos, self.threads):
-            self.threads = 1  # not all threads arrived: never wait for them again
+        if self.alone or numba_build.forked:
+            self._kernel(self._at, token, pos, 1)
+        else:
+            began = perf_counter()
+            # If not all threads arrived, never wait for them again.
+            self.alone = not self._kernel(self._at, token, pos, self.pace.threads)
+            self.pace.record(perf_counter() - began)
         return self.logits[None].copy()
 
     def _remember(self, positions: int) -> None:
