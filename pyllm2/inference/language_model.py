@@ -232,9 +232,9 @@ class LanguageModel:
 
         x, y: (B, T) ids
 
-        Raises FileError for a Llama-2 that is int8 or has a classifier of its own, TokenizerError
-        for an id outside the vocabulary, ContextError for T beyond the context, ValueError for
-        shapes that are not two equal (B, T).
+        Raises FileError for a Llama-2 that is int8, has its own classifier or what run.c has not
+        (`Llama2Config.beyond_run_c`), TokenizerError for an id outside the vocabulary, ContextError
+        for T beyond the context, ValueError for shapes that are not two equal (B, T).
         """
         x, y = self.check_batch(x, y)
         grads = self.trainable.params.zeros_like()

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm2.backends import Engine
+from pyllm2.errors import ConfigError
 from pyllm2.llama2.config import Llama2Config
 from pyllm2.parameters import Parameters
 
@@ -86,6 +87,8 @@ class TrainableLlama2:
         dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
+        for name, value in config.beyond_run_c.items():
+            raise ConfigError(name, value, "cannot be trained: the gradients are of run.c's model")
         self.config, self.params = config, params
         self.engine, self.ops = engine, engine.ops
         self.dropout, self.seed = dropout, seed
