@@ -184,8 +184,9 @@ class _Ordered:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ops, name)
 
-    def matmul(self, x: Array, w: Array) -> Array:
-        return matmul_in_order(x, w, np.zeros(len(w), np.float32), *self._how)
+    def matmul(self, x: Array, w: Array, b: Array | None = None) -> Array:
+        out = matmul_in_order(x, w, np.zeros(len(w), np.float32), *self._how)
+        return out if b is None else out + b
 
     def matmul_forward(self, x: Array, w: Array, b: Array | None = None) -> Array:
         rows = x.reshape(-1, x.shape[-1])

@@ -41,7 +41,7 @@ def language_models(draw: Any, families: tuple[str, ...] = ("llama2", "int8", "g
     if family == "gpt2":
         model: Any = draw(gpt2.models())
     else:
-        model = draw(llama2.models())
+        model = draw(llama2.models(beyond=family != "int8"))
     if family == "int8":
         divisors = [n for n in range(1, model.config.dim + 1) if model.config.dim % n == 0]
         model = int8(model, draw(st.sampled_from(divisors)))

@@ -90,7 +90,7 @@ def test_the_site_links_every_page(tmp_path: Path) -> None:
         for link in page.links:
             assert link.startswith("data:") or (file.parent / link).is_file(), (file, link)
     text = check_page((tmp_path / "llama2" / "rmsnorm.html").read_text()).words
-    for expected in ("sqrt(mean(x²) + 1e-5)", "void llama2_rmsnorm", "rows_are_independent"):
+    for expected in ("sqrt(mean(x²) + eps)", "void llama2_rmsnorm", "rows_are_independent"):
         assert expected in text
 
 

@@ -240,7 +240,7 @@ def test_a_change_of_nothing_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("statement", "words"),
     [
-        ("nosuch = 1", "expected one of the op's values: x, weight, out"),
+        ("nosuch = 1", "expected one of the op's values: x, weight, eps, out"),
         ("x + 1", "expected NAME = VALUE"),
         ("x = ", "SyntaxError"),
         ("x[0, 99] = 1", "IndexError"),
@@ -254,10 +254,10 @@ def test_a_wrong_change_is_refused(statement: str, words: str) -> None:
     """And nothing is changed."""
     with stepping() as s:
         s.run_to("layer=0 op=rmsnorm")
-        before = {n: a.tobytes() for n, a in s.record.inputs.items()}
+        before = {n: np.asarray(a).tobytes() for n, a in s.record.inputs.items()}
         with pytest.raises(UsageError, match=words):
             s.assign(statement)
-        assert {n: a.tobytes() for n, a in s.record.inputs.items()} == before
+        assert {n: np.asarray(a).tobytes() for n, a in s.record.inputs.items()} == before
         assert not s.changed
 
 
