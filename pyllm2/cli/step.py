@@ -7,11 +7,16 @@ import importlib.util
 import os
 import shutil
 import sys
+from typing import TYPE_CHECKING
 
 from pyllm2 import backends
 from pyllm2.cli import flags, numbers
 from pyllm2.cli.output import say
-from pyllm2.cli.trace import add_model_and_prompt, open_with_prompt
+from pyllm2.cli.trace import add_model_and_prompt, amount, open_with_prompt
+from pyllm2.errors import UsageError
+
+if TYPE_CHECKING:
+    from pyllm2.observe.record import Trace
 
 SUMMARY = "step through a run op by op: formula, sources, values, every backend"
 EXAMPLE = """\
@@ -58,13 +63,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plain", action="store_true", help="a command per line instead of panes, as in pdb"
     )
+    parser.add_argument(
+        "--html", metavar="FILE", help="run to the end, and write a page that plays it back"
+    )
+    parser.add_argument(
+        "--trace", metavar="FILE", help="with --html: play back this trace of `pyllm2 trace`"
+    )
 
 
 def main(options: argparse.Namespace) -> int:
+    from pyllm2.cli.outputs import check_output
     from pyllm2.observe import step_plain
     from pyllm2.observe.step_runs import PromptRun, training_run
     from pyllm2.observe.stepper import Run, Stepper
 
+    if options.trace is not None:
+        return _play_back_trace(options)
+    if options.html is not None:
+        check_output(options.html, options.model or "")
     named = options.compare.split(",") if options.compare else None
     for name in named or ():
         backends.require(name)
@@ -75,6 +91,10 @@ def main(options: argparse.Namespace) -> int:
     else:
         run = PromptRun(model, prompt, options.new_tokens, options.at_once)
     with Stepper(run, options.backend, named) as stepper:
+        if options.html is not None:
+            stepper.go(lambda record: False)
+            _write(options.html, stepper.trace)
+            return 0
         if not options.plain and sys.stdin.isatty() and sys.stdout.isatty():
             if importlib.util.find_spec("textual") is not None:
                 from pyllm2.observe.step_app import StepApp
@@ -86,3 +106,26 @@ def main(options: argparse.Namespace) -> int:
         coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         step_plain.play(stepper, coloured, width)
     return 0
+
+
+def _play_back_trace(options: argparse.Namespace) -> int:
+    from pyllm2.cli.outputs import check_output
+    from pyllm2.observe.files import load_trace
+
+    if options.html is None:
+        raise UsageError("--trace: expected --html too: a trace cannot be continued")
+    if options.model is not None:
+        raise UsageError("--trace: leave out MODEL: all values come from the trace")
+    check_output(options.html, options.trace)
+    _write(options.html, load_trace(options.trace))
+    return 0
+
+
+def _write(path: str, found: Trace) -> None:
+    from pyllm2.formats.writer import atomic_write
+    from pyllm2.observe.playback import playback_page
+
+    page = playback_page(found).encode()
+    with atomic_write(path) as file:
+        file.write(page)
+    say(f"{path}: {len(found)} ops, {amount(len(page))}")

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm2 import backends
-from pyllm2.errors import TokenizerError, UsageError
+from pyllm2.errors import UsageError
 from pyllm2.inference.language_model import LanguageModel
 from pyllm2.observe.names import weights_of
 from pyllm2.observe.stepper import Planned, Stepper
+from pyllm2.observe.texts import text_of
 from pyllm2.observe.trace import family_of, new_recorder, prompt_ids, traced_model
 from pyllm2.parameters import Parameters, Quantized
 from pyllm2.training.trainer import clipping
@@ -45,13 +46,8 @@ class _OfModel:
             run(traced)
         return [(r.phase, r.layer, r.name) for r in recorder.records]
 
-    def text_of(self, token: int) -> str:
-        """The text of a token; "" without a tokenizer."""
-        try:
-            tokenizer = self.language_model.tokenizer
-        except TokenizerError:
-            return ""
-        return str(tokenizer.decode([token]).decode("utf-8", "replace"))
+    def text_of(self, token: int, before: int | None = None) -> str:
+        return text_of(self.language_model, token, before)
 
 
 class PromptRun(_OfModel):

@@ -42,7 +42,8 @@ def pass_words(stepper: Stepper, record: Record) -> str:
     if record.rows > 1:
         return f"tokens {first + 1} to {last}"
     token = stepper.tokens[first] if first < len(stepper.tokens) else None
-    text = stepper.run.text_of(token) if token is not None else ""
+    before = stepper.tokens[first - 1] if first else None
+    text = stepper.run.text_of(token, before) if token is not None else ""
     of = max(len(stepper.run.ids), last)
     return f"token {last} of {of} {text or token!r}".replace("\n", "\\n")
 
@@ -118,7 +119,7 @@ class Value:
 
 def values(record: Record) -> list[Value]:
     """The inputs and the results of an op."""
-    found = [Value(n, v, *described(v), _source(record, n)) for n, v in record.inputs.items()]
+    found = [Value(n, v, *described(v), source_of(record, n)) for n, v in record.inputs.items()]
     for name, value in record.outputs.items():
         found.append(Value(output_name(record, name), value, *described(value), "result"))
     return found
@@ -158,7 +159,8 @@ def statistics(array: Any) -> str:
     return words
 
 
-def _source(record: Record, name: str) -> str:
+def source_of(record: Record, name: str) -> str:
+    """Example: "from op 3", "wq[0]", "" where nothing is known."""
     origin = record.origins.get(name)
     if origin is None:
         return ""
@@ -183,7 +185,8 @@ def predictions(stepper: Stepper, count: int = 5) -> str:
     if not np.isfinite(shares).all():
         return "next: the logits are not finite"
     best = np.argsort(-shares, kind="stable")[:count]
-    words = (f"{shares[i]:.0%} {stepper.run.text_of(int(i)) or int(i)!r}" for i in best)
+    last = stepper.tokens[-1]
+    words = (f"{shares[i]:.0%} {stepper.run.text_of(int(i), last) or int(i)!r}" for i in best)
     return "next: " + "  ".join(words).replace("\n", "\\n")
 
 

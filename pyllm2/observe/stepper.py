@@ -70,7 +70,8 @@ class Run(Protocol):
     def plan(self) -> list[Planned]:
         """The ops of a pass, or of an update; [] if finding out would take long."""
 
-    def text_of(self, token: int) -> str: ...
+    def text_of(self, token: int, before: int | None = None) -> str:
+        """The text of a token after another; "" without a tokenizer."""
 
 
 class _Cancelled(BaseException):
@@ -144,7 +145,8 @@ class Stepper:
     @property
     def trace(self) -> Trace:
         """All ops so far."""
-        texts = [self.run.text_of(i) for i in self.tokens]
+        ids = self.tokens
+        texts = [self.run.text_of(i, ids[t - 1] if t else None) for t, i in enumerate(ids)]
         return Trace(self.records, self.family, self.tokens, texts, self.backend)
 
     @cached_property

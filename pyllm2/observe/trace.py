@@ -30,6 +30,7 @@ from pyllm2.errors import ContextError, TokenizerError
 from pyllm2.inference.language_model import LanguageModel
 from pyllm2.observe.names import Weights, arguments_of, results_of, weights_of
 from pyllm2.observe.record import Origin, Record, Trace
+from pyllm2.observe.texts import texts_of
 
 Array = NDArray[Any]
 
@@ -342,15 +343,6 @@ def prompt_ids(
             V = model.config.vocab_size
             raise TokenizerError(f"token id {i}: the model has ids 0 to {V - 1}")
     return ids
-
-
-def texts_of(model: LanguageModel, ids: Sequence[int]) -> list[str]:
-    """The text of each token; empty without a tokenizer."""
-    try:
-        tokenizer = model.tokenizer
-    except TokenizerError:
-        return []
-    return [tokenizer.decode([i]).decode("utf-8", "replace") for i in ids]
 
 
 # ---- how large a trace will be -----------------------------------------------------------------

@@ -50,7 +50,7 @@ LIBRARIES = {
     "sentencepiece": "formats.sentencepiece_model",
     "tiktoken": "tokenizers.byte_level",
     "regex": "tokenizers.word_patterns",
-    "matplotlib": "training.plot bench",
+    "matplotlib": "training.plot bench observe.lens_png",
     "hypothesis": "testing* observe.judge observe.spec_measured cli.gradcheck cli.vectors"
     " conform.vectors",
     "huggingface_hub": "inference.hub",
