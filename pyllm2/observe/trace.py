@@ -366,7 +366,8 @@ def predicted_nbytes(
         traced.forward(np.zeros(n, np.int64), 0, cache)
         return sum(r.nbytes for r in recorder.records)
 
-    return _extrapolated(measured, T, model.config.seq_len)
+    key = model.model, "prompt", only
+    return _extrapolated(_remembered(key, measured), T, model.config.seq_len)
 
 
 def predicted_training_nbytes(
@@ -383,9 +384,25 @@ def predicted_training_nbytes(
         traced.backward(acts, acts.losses)
         return sum(r.nbytes for r in recorder.records)
 
-    one = _extrapolated(measured, T, model.config.seq_len)
-    gradients = _extrapolated(measured, 0, model.config.seq_len)  # those of weights: no rows
+    known = _remembered((model.model, "training", only), measured)
+    one = _extrapolated(known, T, model.config.seq_len)
+    gradients = _extrapolated(known, 0, model.config.seq_len)  # those of weights: no rows
     return B * (one - gradients) + gradients
+
+
+_measured: weakref.WeakKeyDictionary[Any, dict[Any, int]] = weakref.WeakKeyDictionary()
+
+
+def _remembered(key: tuple[Any, ...], measured: Callable[[int], int]) -> Callable[[int], int]:
+    """`measured` without measuring twice: what a command says, `trace` checks again."""
+    known = _measured.setdefault(key[0], {})
+
+    def found(n: int) -> int:
+        if (*key[1:], n) not in known:
+            known[*key[1:], n] = measured(n)
+        return known[*key[1:], n]
+
+    return found
 
 
 def _extrapolated(measured: Callable[[int], int], T: int, most: int) -> int:
