@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pyllm2 import memory
 from pyllm2.errors import NotEnoughMemoryError
+from pyllm2.inference.session import Session
 
 MB = 2**20
 UNLIMITED = str(2**63 - 4096)  # what version 1 says
@@ -80,3 +83,21 @@ def test_the_bound_is_positive_and_at_most_the_physical_memory() -> None:
     """Here too."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < memory.limit() <= physical
+
+
+def test_a_cache_that_the_system_refuses_is_one_clear_line() -> None:
+    """An allocation may fail where the bound let it pass; the message is that of the bound."""
+
+    class Refused:
+        config = SimpleNamespace(seq_len=8, vocab_size=3)
+
+        def cache_nbytes(self, positions: int) -> int:
+            return 0
+
+        def new_cache(self, positions: int) -> Any:
+            raise MemoryError
+
+    model: Any = Refused()
+    words = "for the key/value cache of 4 positions, .*: lower the context length"
+    with pytest.raises(NotEnoughMemoryError, match=words):
+        Session(model, 4, "numpy")
