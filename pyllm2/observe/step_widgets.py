@@ -44,7 +44,9 @@ class Ops(OptionList):
         for n, node in enumerate(nodes):
             later = node.index is None or node.index > at
             style = "bold" if node.here else "dim" if later else ""
-            mark = ("▾ " if node.here else "▸ ") if node.ops or node.label[:6] == "layer " else "  "
+            mark = "▶ " if node.here else "  "
+            if node.depth == 0 and node.layer is not None:
+                mark = "▾ " if node.here else "▸ "
             label = Text(f"{' ' * node.depth}{mark}{node.label}", style)
             label.no_wrap, label.overflow = True, "ellipsis"
             options.append(Option(label))
