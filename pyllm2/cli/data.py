@@ -1,4 +1,4 @@
-"""`pyllm2 data prepare`: write text files as token shards for training."""
+"""`pyllm2 data`: `prepare` writes texts as token shards, `hellaswag` an evaluation file."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pyllm2.cli import flags, numbers
+from pyllm2.cli.inputs import read_bytes
 from pyllm2.cli.output import say
 
-SUMMARY = "convert texts to token shards for training"
+SUMMARY = "convert texts to token shards for training, HellaSwag to an evaluation file"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
+    actions = flags.add_actions(parser)
+    _add_hellaswag_flags(actions)
     prepare = flags.add_action(
-        flags.add_actions(parser),
+        actions,
         "prepare",
         "write the documents of text files as token shards",
     )
@@ -44,7 +48,40 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_hellaswag_flags(actions: Any) -> None:
+    parser = flags.add_action(
+        actions,
+        "hellaswag",
+        "write llm.c's evaluation file from the JSON lines that HellaSwag is published as",
+    )
+    parser.add_argument(
+        "source", metavar="JSONL", help="hellaswag_val.jsonl of github.com/rowanz/hellaswag"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="evaluation file to write")
+    parser.add_argument(
+        "--tokenizer", required=True, metavar="FILE", help="tokenizer of the model, gpt2 or bytes"
+    )
+
+
 def main(options: argparse.Namespace) -> int:
+    return _hellaswag(options) if options.action == "hellaswag" else _prepare(options)
+
+
+def _hellaswag(options: argparse.Namespace) -> int:
+    from pyllm2.cli.outputs import check_output
+    from pyllm2.formats.llmc_evaluation import write_examples
+    from pyllm2.tokenizers import load_tokenizer
+    from pyllm2.training.hellaswag import examples
+
+    check_output(options.out, options.source)
+    tokenizer = load_tokenizer(options.tokenizer)
+    found = list(examples(options.source, read_bytes(options.source), tokenizer))
+    write_examples(options.out, found)
+    say(f"{options.out}: {len(found)} examples")
+    return 0
+
+
+def _prepare(options: argparse.Namespace) -> int:
     from pyllm2.formats.text import describe, open_texts
     from pyllm2.tokenizers import load_tokenizer
     from pyllm2.training.prepare import prepare

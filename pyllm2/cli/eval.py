@@ -1,28 +1,42 @@
-"""`pyllm2 eval hellaswag`: accuracy of a model on multiple-choice completions."""
+"""`pyllm2 eval`: `text` is in `eval_text`; `hellaswag`: accuracy on multiple choice."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 from typing import Any
 
 from pyllm2 import memory
-from pyllm2.cli import flags, numbers
+from pyllm2.cli import eval_text, flags, numbers
 from pyllm2.cli.output import Output, say
 from pyllm2.errors import FileError, printable
 
-SUMMARY = "measure the accuracy of a model on an evaluation set"
+SUMMARY = "measure a model: how well it predicts a text, or chooses a completion"
 REPORT_EVERY = 10  # batches
+CHANCE = 0.25  # one of four
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
+    actions = flags.add_actions(parser)
+    eval_text.add_flags(
+        flags.add_action(
+            actions,
+            "text",
+            "measure how well a model predicts texts: loss per token and byte, perplexity",
+        )
+    )
     hellaswag = flags.add_action(
-        flags.add_actions(parser),
+        actions,
         "hellaswag",
         "choose the completion with the lowest mean loss per token, and count correct choices",
     )
     hellaswag.add_argument("model", metavar="MODEL", help="checkpoint of llm.c or llama2.c")
     hellaswag.add_argument(
-        "--data", required=True, metavar="FILE", help="evaluation file of llm.c: hellaswag_val.bin"
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="evaluation file of llm.c (hellaswag_val.bin), which `data hellaswag` makes",
     )
     hellaswag.add_argument(
         "--batch",
@@ -31,11 +45,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="examples per forward pass, 4 rows each",
     )
+    hellaswag.add_argument("--json", action="store_true", help="print one object")
     flags.add_machine(hellaswag)
     flags.add_no_mpi(hellaswag)
 
 
 def main(options: argparse.Namespace) -> int:
+    if options.action == "text":
+        return eval_text.main(options)
     from pyllm2.cli import ranks
 
     with ranks.of_this_run(options) as processes:
@@ -51,7 +68,14 @@ def _hellaswag(options: argparse.Namespace, processes: Any) -> int:
     correct = sum(processes.each(evaluate(model.trainable, loader, progress)))
     total = loader.num_examples
     if processes.rank == 0:
-        Output().write(f"HellaSwag: {correct}/{total} = {correct / total:f}\n".encode())
+        share = correct / total
+        error = math.sqrt(share * (1 - share) / total)
+        if options.json:
+            result = {"correct": correct, "examples": total, "accuracy": share, "chance": CHANCE}
+            Output().write(json.dumps({**result, "standard_error": error}).encode() + b"\n")
+        else:
+            Output().write(f"HellaSwag: {correct}/{total} = {share:f}\n".encode())
+            say(f"accuracy {share:.4f} ± {error:.4f}, chance {CHANCE}")
     return 0
 
 

@@ -35,11 +35,19 @@ EXAMPLES = {
         "generate mine --prompt 'Once'",
     ),
     "data": ("data prepare text.txt --tokenizer bytes --out data",),
+    "data hellaswag": ("data hellaswag hellaswag_val.jsonl --tokenizer gpt2 --out val.bin",),
     "data prepare": (
         "data prepare text.txt --tokenizer bytes --out data",
         "data prepare a.txt b.txt --tokenizer gpt2 --separator none --out data",
     ),
-    "eval": ("eval hellaswag gpt2.bin --data hellaswag_val.bin",),
+    "eval text": (
+        "eval text mine my.txt",
+        "eval text gpt2.bin wiki.txt --tokenizer gpt2 --separator none --json",
+    ),
+    "eval": (
+        "eval text mine my.txt",
+        "eval hellaswag gpt2.bin --data hellaswag_val.bin",
+    ),
     "eval hellaswag": ("eval hellaswag gpt2.bin --data hellaswag_val.bin --batch 4",),
     "gradcheck": ("gradcheck", "gradcheck llama2.attention --examples 100"),
     "bench": ("bench model.bin", "bench --shape 110M --backends numba,c --json bench.json"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pyllm2.formats.llmc_evaluation import read_examples
 from pyllm2.inference.load import load
 from pyllm2.training.evaluation import EvalLoader, evaluate
 from pyllm2.training.loader import DataLoader
@@ -88,4 +89,43 @@ def test_the_recorded_model_scores_what_is_recorded(shared: Path, tmp_path: Path
     )
     n, right = recorded["num_examples"], recorded["correct_mean"]
     assert outcome.out.decode() == f"HellaSwag: {right}/{n} = {right / n:f}\n"
-    assert outcome.err == b"pyllm2: batch 10 of 11\n"
+    error = (right / n * (1 - right / n) / n) ** 0.5
+    said = f"pyllm2: accuracy {right / n:.4f} ± {error:.4f}, chance 0.25\n"
+    assert outcome.err.decode() == "pyllm2: batch 10 of 11\n" + said
+
+
+QUESTION = {"ctx": "A cat", "endings": ["sat.", "ran.", "ate.", "x"], "label": 2, "ind": 24}
+
+
+def test_hellaswag_becomes_an_evaluation_file(tmp_path: Path) -> None:
+    """The context as it is, every ending with a blank in front; the label may be a string."""
+    lines = [json.dumps(QUESTION), "", json.dumps({**QUESTION, "label": "3"})]
+    (tmp_path / "h.jsonl").write_text("\n".join(lines))
+    argv = "data hellaswag h.jsonl --tokenizer bytes --out h.bin".split()
+    outcome = in_process(argv, tmp_path)
+    assert (outcome.code, outcome.err) == (0, b"pyllm2: h.bin: 2 examples\n")
+    first, second = read_examples(tmp_path / "h.bin")
+    assert bytes(first.context) == b"A cat"
+    assert [bytes(ids) for ids in first.completions] == [b" sat.", b" ran.", b" ate.", b" x"]
+    assert (first.label, second.label) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("", "has no line: expected a line of HellaSwag (github.com/rowanz/hellaswag"),
+        ("{", "line 1 is not JSON: expected a line of HellaSwag"),
+        ("[1]", "line 1: ctx = None: expected"),
+        (json.dumps({**QUESTION, "endings": ["a"]}), "line 1: endings = ['a']: expected"),
+        (json.dumps({**QUESTION, "label": 4}), "line 1: label = 4: expected"),
+        (json.dumps({**QUESTION, "label": True}), "line 1: label = True: expected"),
+        (json.dumps({**QUESTION, "ctx": "x" * 40000}), "line 1: 40017 tokens: too long for the"),
+    ],
+)
+def test_another_file_than_hellaswag_is_refused(line: str, fault: str, tmp_path: Path) -> None:
+    """The line says what the file should be and where such come from."""
+    (tmp_path / "h.jsonl").write_text(f"{line}\n")
+    outcome = in_process("data hellaswag h.jsonl --tokenizer bytes --out h.bin".split(), tmp_path)
+    assert outcome.code == 1
+    assert outcome.err.decode().startswith(f"pyllm2: error: h.jsonl: {fault}")
+    assert not (tmp_path / "h.bin").exists()
