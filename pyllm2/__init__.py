@@ -1,9 +1,16 @@
 """pyllm2: one specification of a language model, in NumPy, and the rivals that agree with it.
 
     import pyllm2
-    model = pyllm2.load("stories260K.bin", tokenizer="tok512.bin")
-    for token in model.generate("Once upon a time", max_new_tokens=50, temperature=0):
-        print(token.bytes.decode(errors="replace"), end="")
+    model = pyllm2.load()                             the story model that comes with it
+    model = pyllm2.load("stories260K.bin", tokenizer="tok512.bin")     or a file, or a folder
+    print(model.complete("Once upon a time", max_new_tokens=50, temperature=0))
+    for token in model.generate("Once upon a time"):  as they are made
+        print(token.text, end="")
+    model.logits(ids)                                 (T, V), after each id
+    model.loss(x, y), model.loss_and_grads(x, y)      x, y: (B, T) ids
+    model.start()                                     a session: feed ids, rewind
+
+    pyllm2.testing                                    check_op: a kernel of yours, by properties
 
 The letters, used everywhere, in code, docstrings and errors:
 

@@ -61,7 +61,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    from pyllm2.cli.loading import open_model, pick_seed
+    from pyllm2.cli.loading import context_length, open_model, pick_seed
     from pyllm2.cli.speed import report_speed, warm_up
 
     output = Output()
@@ -91,7 +91,7 @@ def main(options: argparse.Namespace) -> int:
         options.top_p,
         seed,
         [*stop, *stop_texts],
-        options.context,
+        context_length(options, model),
         logprobs=options.json,
     )
     warm_up(model)

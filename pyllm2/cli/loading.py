@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable
 from functools import partial
 
-from pyllm2.errors import FileError
+from pyllm2.errors import FileError, UsageError
 from pyllm2.inference.language_model import LanguageModel
 from pyllm2.inference.load import load
 
@@ -46,8 +46,11 @@ def find_tokenizer(model: str) -> str:
 
 
 def context_length(options: argparse.Namespace, model: LanguageModel) -> int:
-    """The model's context length, or a smaller one from --context."""
-    return min(model.config.seq_len, options.context or model.config.seq_len)
+    """The model's context length, or a smaller one from --context. Raises UsageError."""
+    S = int(model.config.seq_len)
+    if options.context is not None and options.context > S:
+        raise UsageError(f"--context {options.context}: the model has {S} positions")
+    return options.context or S
 
 
 def pick_seed(options: argparse.Namespace) -> int:

@@ -54,6 +54,10 @@ class Generation(Iterator[Token]):
         self._stop_text = StopText(stop_texts)
         self._ready: deque[Token] = deque()  # made, and not yet asked for
 
+    def __repr__(self) -> str:
+        made = f"{self.new_tokens} new tokens after {len(self.prompt)}"
+        return f"<Generation: {made}, {self.finish_reason or 'not finished'}>"
+
     def __next__(self) -> Token:
         while not self._ready:
             try:

@@ -134,9 +134,13 @@ class LanguageModel:
         """
         temperature, top_p, seed = check_sampling(temperature, top_p, seed)
         max_new_tokens = whole("max_new_tokens", max_new_tokens)
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens = {max_new_tokens}: expected a whole number ≥ 0")
         context = None if context is None else whole("context", context)
         S = self.config.seq_len
-        S = session.room if session is not None else S if context is None else min(S, context)
+        if context is not None and not 1 <= context <= S:
+            raise ContextError(f"context = {context}: expected 1 to {S}, the model's")
+        S = session.room if session is not None else S if context is None else context
         ids = self.prompt_ids(prompt, S)
         if not ids:
             raise ValueError("prompt: no ids; begin with the id that begins a text")
@@ -150,6 +154,15 @@ class LanguageModel:
         return Generation(
             session, ids, choose, max_new_tokens, stop_ids, known, stop_texts, logprobs
         )
+
+    def complete(self, prompt: str | bytes | Iterable[int] = "", **options: Any) -> str:
+        """The text that continues a prompt, without the prompt: `generate` in one string.
+
+        options: those of `generate`. Bytes that are not UTF-8 become U+FFFD.
+        """
+        tokens = self.generate(prompt, **options)
+        self.tokenizer  # noqa: B018  raises if there is none
+        return b"".join(token.bytes for token in tokens).decode("utf-8", "replace")
 
     def chat(
         self,

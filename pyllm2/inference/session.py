@@ -59,6 +59,10 @@ class Session:
             memory.require(memory.limit() + 1, purpose, remedy)
             raise
 
+    def __repr__(self) -> str:
+        of = f"{self.pos} of {self.positions} positions"
+        return f"<Session of {printable(self.path)}: {of}, backend {self.backend!r}>"
+
     @property
     def room(self) -> int:
         """Number of tokens that can still be fed."""

@@ -16,3 +16,8 @@ class Token:
     id: int
     bytes: bytes
     logprob: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The bytes as text; those that are no UTF-8, such as half a character, become U+FFFD."""
+        return self.bytes.decode("utf-8", "replace")

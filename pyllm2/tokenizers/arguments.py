@@ -6,7 +6,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-from pyllm2.errors import TokenizerError, shown
+from pyllm2.errors import TokenizerError, printable, shown
 
 
 def text_bytes(text: str | bytes) -> bytes:
@@ -43,4 +43,14 @@ def token_ids(ids: Iterable[Any], name: str = "ids") -> list[int]:
             pass
         else:
             return [token_id(i) for i in iterator]
-    raise TokenizerError(f"{name}: expected token ids, found {type(ids).__name__}")
+    hint = " (tokenizer.encode gives the ids of a text)" if isinstance(ids, (str, bytes)) else ""
+    raise TokenizerError(f"{name}: expected token ids, found {type(ids).__name__}{hint}")
+
+
+def described(tokenizer: Any) -> str:
+    """The repr of a tokenizer.
+
+    Example: "<SentencePieceTokenizer tok512.bin: 512 tokens>"
+    """
+    name = printable(str(tokenizer.name))
+    return f"<{type(tokenizer).__name__} {name}: {tokenizer.vocab_size} tokens>"

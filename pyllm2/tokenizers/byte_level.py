@@ -16,7 +16,7 @@ from typing import Any
 from pyllm2.errors import BackendError, TokenizerError
 from pyllm2.formats import llmc_vocabulary, tiktoken_ranks
 from pyllm2.formats.reader import Source
-from pyllm2.tokenizers.arguments import text_bytes, token_id, token_ids
+from pyllm2.tokenizers.arguments import described, text_bytes, token_id, token_ids
 
 END_OF_TEXT = b"<|endoftext|>"
 
@@ -81,6 +81,8 @@ class ByteLevelTokenizer:
         """End-of-text, by the names that transformers has for it."""
         text = self.pieces[self.end_of_text].decode("utf-8", "replace")
         return {"bos_token": text, "eos_token": text}
+
+    __repr__ = described
 
     def encode_prompt(self, text: str | bytes, special: bool | None = None) -> list[int]:
         """The ids of a prompt: end-of-text in front."""

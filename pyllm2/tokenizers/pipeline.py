@@ -16,7 +16,7 @@ from typing import Any
 
 from pyllm2.errors import TokenizerError
 from pyllm2.tokenizers.added_tokens import AddedTokens
-from pyllm2.tokenizers.arguments import text_bytes, token_id, token_ids
+from pyllm2.tokenizers.arguments import described, text_bytes, token_id, token_ids
 from pyllm2.tokenizers.bpe import Words
 from pyllm2.tokenizers.one_file import write_one_file
 
@@ -174,6 +174,8 @@ class PipelineTokenizer:
         if eos and specials.end != NONE:
             ids.append(specials.end)
         return ids
+
+    __repr__ = described
 
     def encode_prompt(self, text: str | bytes, special: bool | None = None) -> list[int]:
         """The ids of a prompt, with what the model expects around it."""

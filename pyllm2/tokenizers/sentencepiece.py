@@ -18,7 +18,7 @@ from typing import Any
 from pyllm2.errors import FileError, TokenizerError
 from pyllm2.formats import kinds, llama2c_vocabulary, sentencepiece_model
 from pyllm2.formats.reader import Source
-from pyllm2.tokenizers.arguments import text_bytes, token_id, token_ids
+from pyllm2.tokenizers.arguments import described, text_bytes, token_id, token_ids
 
 UNK, BOS, EOS = 0, 1, 2
 FIRST_BYTE = 3  # ids 3 … 258 are the bytes 0x00 … 0xFF
@@ -77,6 +77,8 @@ class SentencePieceTokenizer:
     def special_tokens(self) -> dict[str, str]:
         """The texts of BOS, EOS and unknown, by the names that transformers has for them."""
         return {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+    __repr__ = described
 
     def encode_prompt(self, text: str | bytes, special: bool | None = None) -> list[int]:
         """The ids of a prompt: BOS in front."""
