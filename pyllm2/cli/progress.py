@@ -10,6 +10,7 @@ from typing import Any
 
 from pyllm2.cli.output import Output, is_terminal, say
 from pyllm2.errors import PyLLM2Error
+from pyllm2.training.bits import bits_per_byte
 from pyllm2.training.recipe import Recipe
 from pyllm2.training.report import Report, Update
 
@@ -18,9 +19,13 @@ class Progress(Report):
     """Prints progress on stderr and samples on stdout.
 
     tokenizer: decodes samples; None: they are printed as token ids
+    bytes_per_token: of the validation data, for bits per byte (None: not known)
     """
 
-    def __init__(self, recipe: Recipe, tokenizer: Any) -> None:
+    def __init__(
+        self, recipe: Recipe, tokenizer: Any, bytes_per_token: float | None = None
+    ) -> None:
+        self.bytes_per_token = bytes_per_token
         self.steps, self.tokens_per_step = recipe.steps, recipe.total_batch
         self.tokenizer = tokenizer
         self.last_loss: float | None = None
@@ -49,7 +54,7 @@ class Progress(Report):
 
     def validation(self, step: int, loss: float) -> None:
         self.last_validation = loss
-        self._line(f"step {step:4d}/{self.steps} | validation loss {loss:.6f}")
+        self._line(f"step {step:4d}/{self.steps} | validation loss {loss:.6f}{self._bits(loss)}")
         self.last = time.perf_counter()
 
     def sample(self, step: int, tokens: list[int]) -> None:
@@ -77,13 +82,19 @@ class Progress(Report):
         if self.last_loss is not None:
             parts.append(f"training loss {self.last_loss:.4f}")
         if self.last_validation is not None:
-            parts.append(f"validation loss {self.last_validation:.4f}")
+            loss = self.last_validation
+            parts.append(f"validation loss {loss:.4f}{self._bits(loss)}")
         parts.append(f"peak memory {peak_memory() / 1e6:,.0f} MB")
         return ", ".join(parts)
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+    def _bits(self, loss: float) -> str:
+        if not self.bytes_per_token:
+            return ""
+        return f" ({bits_per_byte(loss, self.bytes_per_token):.4f} bits per byte)"
 
     def _line(self, text: str) -> None:
         with self._above_the_bar():

@@ -22,6 +22,7 @@ from pyllm2.compiling.processors import processors
 from pyllm2.errors import ConfigError, FileError, FormatError, UsageError, os_errors
 from pyllm2.inference.sample import sample
 from pyllm2.tokenizers import load_tokenizer
+from pyllm2.training.bits import bytes_per_token
 from pyllm2.training.checkpoint import Checkpoint, CheckpointFile, differences, processes_of
 from pyllm2.training.folder import NoFolder, RunFolder, open_folder
 from pyllm2.training.loader import DataLoader
@@ -68,6 +69,7 @@ class Setup:
     recipe: Recipe
     plan: Plan
     identity: dict[str, Any]
+    bytes_per_token: float | None  # of the validation data; None without a tokenizer
 
 
 def main(options: argparse.Namespace, processes: Processes) -> int:
@@ -76,7 +78,9 @@ def main(options: argparse.Namespace, processes: Processes) -> int:
     setup = processes.together(lambda: _prepare(options, processes))
     _require_same(processes, setup)
     with stop_requests() as stop, _folder(options, processes) as folder:
-        progress = Progress(setup.recipe, setup.tokenizer) if processes.rank == 0 else None
+        progress = None
+        if processes.rank == 0:
+            progress = Progress(setup.recipe, setup.tokenizer, setup.bytes_per_token)
         trainer = _trainer(options, setup, folder, progress, stop, processes)
         if options.resume:
             _resume(trainer, folder, options.force)
@@ -128,7 +132,7 @@ def _finish(
     """Write the model as it is, tokenizer and plot, and say what to do next."""
     target = os.path.join(options.out, MODEL_FILE)
     setup.family.save_parameters(target, setup.model.config, setup.model.params)
-    _plot(options, trainer.folder.log.path)
+    _plot(options, trainer.folder.log.path, setup.bytes_per_token)
     say(progress.summary(trainer.step))
     if finished:
         say(f"to train it further, into another folder: --init {shlex.quote(target)}")
@@ -179,7 +183,9 @@ def _prepare(options: argparse.Namespace, processes: Processes) -> Setup:
         "engine": machine.identity(),
     }
     model = _model(options, family, config, machine)
-    return Setup(family, tokenizer, model, train_data, validation_data, recipe, plan, identity)
+    size = bytes_per_token(tokenizer, validation_data.shards[0]) if tokenizer else None
+    data = train_data, validation_data
+    return Setup(family, tokenizer, model, *data, recipe, plan, identity, size)
 
 
 def _tokenizer(options: argparse.Namespace) -> Any:
@@ -299,6 +305,7 @@ def _trainer(
         stop,
         processes,
         zero=options.zero == 1,
+        bytes_per_token=setup.bytes_per_token,
     )
 
 
@@ -351,6 +358,6 @@ def _newest_checkpoint(
     return file.read(trainer.model.params.flat.size)
 
 
-def _plot(options: argparse.Namespace, log: str) -> None:
+def _plot(options: argparse.Namespace, log: str, bytes_per_token: float | None) -> None:
     if options.plot or can_plot():
-        plot_log(log, options.plot or os.path.join(options.out, PLOT_FILE))
+        plot_log(log, options.plot or os.path.join(options.out, PLOT_FILE), bytes_per_token)

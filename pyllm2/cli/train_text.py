@@ -29,7 +29,7 @@ from pyllm2.training.vocabulary import train_vocabulary
 
 DATA = "data"  # folder of the shards
 MAX_CONTEXT, MIN_CONTEXT = 256, 16
-BATCH, ROWS_PER_UPDATE = 8, 16
+BATCH = 4
 MAX_VAL_TOKENS = 50_000
 TRAINING_FRACTION = 0.85  # of the time; the rest is for validation and checkpoints
 VALIDATIONS, MIN_STEPS = 10, 20
@@ -148,20 +148,13 @@ def _choose(options: argparse.Namespace, V: int, context: int, tokens: int) -> s
     def config(shape: str) -> Any:
         return family.descriptor(f"{shape},context={context}", V)
 
-    def speed(shape: str) -> float:
-        model = family.build(config(shape), family.initial_parameters(config(shape)), engine)
-        x = np.random.default_rng(0).integers(0, V, (BATCH, context))
-        grads = model.params.zeros_like()
-        seconds = []
-        for _ in range(3):  # the first one compiles
-            began = time.perf_counter()
-            model.add_gradient(x, x, 1 / x.size, grads, fresh=True)
-            seconds.append(time.perf_counter() - began)
-        return x.size / min(seconds)
-
     seconds = 60 * options.minutes * TRAINING_FRACTION
     choice = sizing.choose(
-        sizing.SHAPES, lambda shape: config(shape).parameters(), speed, tokens, seconds
+        sizing.SHAPES,
+        lambda shape: config(shape).parameters(),
+        lambda shape: speed_of(config(shape), engine, context),
+        tokens,
+        seconds,
     )
     say(
         f"{tokens:,} training tokens, {options.minutes:g} minutes: a model of "
@@ -170,9 +163,22 @@ def _choose(options: argparse.Namespace, V: int, context: int, tokens: int) -> s
     return choice
 
 
+def speed_of(config: Any, engine: backends.Engine, context: int) -> float:
+    """Tokens per second of training a model of this shape, without updates."""
+    model = family.build(config, family.initial_parameters(config), engine)
+    x = np.random.default_rng(0).integers(0, config.vocab_size, (BATCH, context))
+    grads = model.params.zeros_like()
+    seconds = []
+    for _ in range(3):  # the first one compiles
+        began = time.perf_counter()
+        model.add_gradient(x, x, 1 / x.size, grads, fresh=True)
+        seconds.append(time.perf_counter() - began)
+    return x.size / min(seconds)
+
+
 def _arguments(options: argparse.Namespace, choice: sizing.Choice, context: int) -> list[str]:
     """The arguments of `pyllm2 train llama2` that train the model."""
-    total_batch = ROWS_PER_UPDATE * context
+    total_batch = sizing.ROWS_PER_UPDATE * context
     steps = max(MIN_STEPS, choice.tokens // total_batch)
     data = os.path.join(options.out, DATA)
     flags = {
@@ -185,8 +191,10 @@ def _arguments(options: argparse.Namespace, choice: sizing.Choice, context: int)
         "--context": context,
         "--total-batch": total_batch,
         "--steps": steps,
-        "--warmup": max(1, steps // 20),
-        "--learning-rate": 2e-3,
+        "--warmup": max(1, int(sizing.WARMUP * steps)),
+        "--learning-rate": sizing.LEARNING_RATE,
+        "--weight-decay": sizing.WEIGHT_DECAY,
+        "--beta2": sizing.BETA2,
         "--val-every": max(1, steps // VALIDATIONS),
         "--val-batches": 5,
         "--save-every": max(1, steps // VALIDATIONS),

@@ -1,6 +1,6 @@
 """main.log in llm.c's format: one line per event, readable during the run.
 
-    s:<step> tel:<loss>                                  validation
+    s:<step> tel:<loss> [bpb:<bits per byte>]            validation
     s:<step> trl:<loss> lr:<rate> norm:<gradient norm>   training
 
 A resumed run may repeat steps: the last line of a step counts.
@@ -19,8 +19,10 @@ LARGEST = 3.5e38  # of a float32; a plot cannot be scaled to much larger numbers
 _LINE = re.compile(rb"s:(\d{1,18}) (tel|trl|eval):(\S+)( .*)?")
 
 
-def validation_line(step: int, loss: float) -> str:
-    return f"s:{step} tel:{loss:.4f}"
+def validation_line(step: int, loss: float, bits: float | None = None) -> str:
+    """bits: per byte of text, appended where they are known."""
+    known = "" if bits is None else f" bpb:{bits:.4f}"
+    return f"s:{step} tel:{loss:.4f}{known}"
 
 
 def training_line(step: int, loss: float, rate: float, norm: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pyllm2.errors import BackendError, FileError
 from pyllm2.formats.writer import atomic_write
+from pyllm2.training.bits import bits_per_byte
 from pyllm2.training.log import read_log
 
 
@@ -22,8 +23,14 @@ def require_plot() -> None:
         raise BackendError("a plot needs the matplotlib package: pip install matplotlib")
 
 
-def plot_log(log: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+def plot_log(
+    log: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    bytes_per_token: float | None = None,
+) -> None:
     """Plot training and validation loss against steps; the suffix of `path` is the image format.
+
+    bytes_per_token: if it is known, a second axis shows bits per byte.
 
     Raises FileError, BackendError.
     """
@@ -42,6 +49,12 @@ def plot_log(log: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
             )
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
+    if bytes_per_token:
+        factor = bits_per_byte(1.0, bytes_per_token)
+        there: Any = lambda y: y * factor  # noqa: E731
+        back: Any = lambda y: y / factor  # noqa: E731
+        second = axes.secondary_yaxis("right", functions=(there, back))
+        second.set_ylabel("bits per byte")
     axes.legend()
     figure.tight_layout()
     save_figure(figure, path)

@@ -19,6 +19,13 @@ SHAPES = (
     "dim=288,layers=6,heads=6,kv_heads=6",
 )
 
+# The recipe, found by tools/recipe.py.
+ROWS_PER_UPDATE = 4  # of the context: 1,024 tokens
+LEARNING_RATE = 4e-3  # at its peak
+WARMUP = 0.05  # of the updates
+WEIGHT_DECAY = 0.1
+BETA2 = 0.95
+
 TOKENS_PER_PARAMETER = 10  # seen in training, at least: with fewer a smaller model learns more
 PARAMETERS_PER_TOKEN = 2  # of the text, at most: with more the model memorises the text
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pyllm2.errors import NotFiniteError
 from pyllm2.formats.safetensors_file import Blocks
 from pyllm2.parameters import Parameters
+from pyllm2.training.bits import bits_per_byte
 from pyllm2.training.checkpoint import Checkpoint, processes_of
 from pyllm2.training.folder import NoFolder, RunFolder
 from pyllm2.training.log import training_line, validation_line
@@ -75,6 +76,7 @@ class Trainer:
     sample: returns sample text as token ids   stopped: called after every step
     processes: of this run, see `pyllm2.training.processes` (None: one)
     zero: ZeRO-1: keep the moments of this rank's share only. The numbers are the same.
+    bytes_per_token: of the validation data, for bits per byte in the log (None: not known)
     """
 
     def __init__(
@@ -93,7 +95,9 @@ class Trainer:
         stopped: Callable[[], bool] = lambda: False,
         processes: Processes | None = None,
         zero: bool = False,
+        bytes_per_token: float | None = None,
     ) -> None:
+        self.bytes_per_token = bytes_per_token
         self.model, self.optimizer, self.recipe, self.plan = model, optimizer, recipe, plan
         self.train_data, self.validation_data = train_data, validation_data
         self.folder, self.identity = folder, identity
@@ -172,7 +176,8 @@ class Trainer:
                 total += mean_loss(self.model.losses(*self.validation_data.next_batch()))
             loss = self.mean(float(total / np.float32(count)))
         self.require_finite("validation loss", loss)
-        self.folder.log.add(validation_line(self.step, loss))
+        bits = bits_per_byte(loss, self.bytes_per_token) if self.bytes_per_token else None
+        self.folder.log.add(validation_line(self.step, loss, bits))
         self.report.validation(self.step, loss)
 
     def update(self) -> None:
