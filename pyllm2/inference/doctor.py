@@ -25,7 +25,8 @@ from pyllm2.tokenizers.chat_template import find_chat_template
 FINE, BROKEN, NOT_SUPPORTED = 0, 1, 3
 FAR_OUT = 1e4  # no weight of a usable model is that large
 _UNSUPPORTED = ("not supported", "looks like", "unsupported", "refused")
-_FETCH = ("LFS", "web page", "download")  # of the right kind, had it been fetched
+# Of the right kind, had it been fetched or written as it should.
+_BROKEN = ("LFS", "web page", "download", "expected a JSON object")
 
 
 @dataclass
@@ -134,25 +135,31 @@ def _part(finding: Finding, tensors: Tensors | PyLLM2Error) -> Finding:
 
 
 def _no_model(finding: Finding, error: PyLLM2Error) -> Finding:
-    """A tokenizer is fine; what is refused by its kind is not supported, the rest is broken."""
+    """A tokenizer is fine; anything else is what `_refused` says."""
     try:
         tokenizer = load_tokenizer(finding.path)
     except PyLLM2Error:
-        text = str(error)
-        unsupported = any(words in text for words in _UNSUPPORTED)
-        fetch = any(words in text for words in _FETCH)
-        finding.code = NOT_SUPPORTED if unsupported and not fetch else BROKEN
-        finding.lines.append(text)
-        return finding
-    if os.path.isdir(finding.path) and finding.kind != "a folder":  # a model, too
-        finding.lines.append(str(error))
-        unsupported = any(words in str(error) for words in _UNSUPPORTED)
-        fetch = any(words in str(error) for words in _FETCH)
-        finding.code = NOT_SUPPORTED if unsupported and not fetch else BROKEN
-        return finding
+        return _refused(finding, error)
+    if _is_model(finding):
+        return _refused(finding, error)
     finding.kind = "a tokenizer"
     finding.lines.append(f"{tokenizer.vocab_size} tokens")
     finding.command = f"pyllm2 tokenize --tokenizer {finding.path} TEXT"
+    return finding
+
+
+def _is_model(finding: Finding) -> bool:
+    """Whether the path has what a model has, and not only what a tokenizer has."""
+    return os.path.isdir(finding.path) and finding.kind != "a folder"
+
+
+def _refused(finding: Finding, error: PyLLM2Error) -> Finding:
+    """What is refused by its kind or by a name is not supported, the rest is broken."""
+    text = str(error)
+    unsupported = any(words in text for words in _UNSUPPORTED)
+    broken = any(words in text for words in _BROKEN)
+    finding.code = NOT_SUPPORTED if unsupported and not broken else BROKEN
+    finding.lines.append(text)
     return finding
 
 

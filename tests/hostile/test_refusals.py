@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.case import RUN, Case, entries
+from tests.hostile.folder_files import FOLDER_FILES
 from tests.hostile.model_files import MODEL_FILES
 from tests.hostile.other_files import OTHER_FILES
 from tests.hostile.requests import REQUESTS
@@ -17,6 +18,7 @@ from tests.support.command import in_process
 from tests.support.forked import as_fork
 
 TABLE = [*MODEL_FILES, *NOT_FINITE, *OTHER_FILES, *TOKENIZER_FILES, *TEXT_FILES, *REQUESTS]
+TABLE += FOLDER_FILES
 
 
 @pytest.mark.parametrize("case", TABLE, ids=str)
