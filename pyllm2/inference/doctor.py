@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +66,7 @@ def examine(path: str) -> Finding:
         return _no_model(finding, error)
     streamed = container.streamed
     finding.kind = f"a model of {container.kind}"
-    finding.lines += [*container.notes, str(streamed.config)]
+    finding.lines += [*container.notes, _config(streamed.config)]
     try:
         finding.lines.append(_size(path))
         for fault in _faults(streamed, WITHOUT_LAYERS[container.family]):
@@ -88,6 +90,14 @@ def _kind(path: str) -> str:
         return "a folder"
     with open_source(path) as source:
         return kind_of(source.head) or "a checkpoint of llama2.c, by exclusion"
+
+
+def _config(config: Any) -> str:
+    """The fields of a config but those that have their usual value."""
+    fields = dataclasses.fields(config)
+    values = {field.name: getattr(config, field.name) for field in fields}
+    kept = {f.name: values[f.name] for f in fields if values[f.name] != f.default}
+    return ", ".join(f"{name}={value}" for name, value in kept.items())
 
 
 def _size(path: str) -> str:
