@@ -25,22 +25,25 @@ def weights_of_record(record: Any) -> Array:
     if not record.kept:
         raise KeyError(f"{record.name}: values were not kept")
     if "att" not in record.outputs:
-        return attention_weights(record.inputs["q"], record.inputs["k"])
+        given = record.inputs
+        return attention_weights(given["q"], given["k"], given.get("window", 0))
     att = record.outputs["att"]  # a trace from a file has them of every attention
     return att[0] if att.ndim == 4 and len(att) == 1 else att
 
 
-def attention_weights(q: Array, k: Array) -> Array:
+def attention_weights(q: Array, k: Array, window: int = 0) -> Array:
     """softmax(q[t] · k[0..p] / √hs), p = P - T + t.
 
-    q: (T, NH, hs)   k: (P, NKV, hs)   ->   (NH, T, P), 0 in the future
+    window: a query sees so many positions, itself included (0: all)
+    q: (T, NH, hs)   k: (P, NKV, hs)   ->   (NH, T, P), 0 where a query does not see
     """
     T, NH, hs = q.shape
     P, NKV, _ = k.shape
-    future = np.arange(P) > np.arange(P - T, P)[:, None]
+    distance = np.arange(P - T, P)[:, None] - np.arange(P)  # of a key from the query
+    hidden = (distance < 0) | (distance >= (window or P))
     att = np.empty((NH, T, P), q.dtype)
     for h in range(NH):
         scores: Any = q[:, h] @ k[:, h // (NH // NKV)].T / math.sqrt(hs)
-        scores[future] = -np.inf
+        scores[hidden] = -np.inf
         att[h] = ops.softmax(scores)
     return att

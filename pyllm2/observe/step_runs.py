@@ -69,7 +69,7 @@ class PromptRun(_OfModel):
         self.ids = prompt_ids(model, prompt, new_tokens)
         self.new_tokens, self.at_once = new_tokens, at_once
         passes = "at once" if at_once else "one by one"
-        self.title = f"{len(self.ids)} tokens, {passes}, and {new_tokens} more"
+        self.title = f"prompt of {len(self.ids)}, {passes}; tokens after it: {new_tokens}"
         self.calls = (1 if at_once else len(self.ids)) + new_tokens
 
     trains = False
@@ -115,7 +115,7 @@ class TrainingRun(_OfModel):
         super().__init__(model, model.trainable)
         self.x, self.y, self.updates, self.learning_rate = x, y, updates, learning_rate
         self.ids = x.ravel().tolist()
-        self.title = f"{updates} updates of {x.size} tokens"
+        self.title = f"training on {x.size} tokens; updates: {updates}"
         self.calls = updates
         self._params = self.subject.params
 

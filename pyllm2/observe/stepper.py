@@ -55,7 +55,7 @@ class Run(Protocol):
     """What is stepped through: a prompt, or training (`step_runs`)."""
 
     family: str
-    title: str  # Example: "4 tokens, one by one, and 2 more"
+    title: str  # Example: "prompt of 4, one by one; tokens after it: 2"
     ids: list[int]  # of the prompt
     calls: int  # passes, or updates
     trains: bool

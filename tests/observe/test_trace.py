@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 import pyllm2
 from pyllm2 import backends
 from pyllm2.errors import ContextError, FormatError, PyLLM2Error, TokenizerError, UsageError
+from pyllm2.llama2.model import Llama2
 from pyllm2.observe import trace as tracing
 from pyllm2.observe.files import load_trace, save_trace
 from pyllm2.observe.trace import Only, trace, trace_training
@@ -87,6 +89,23 @@ def test_attention_weights_are_in_the_trace(family: str) -> None:
     np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-6)
     assert not np.triu(weights[0], 1).any()
     assert found["layer 1", op, "call 1"].weights.shape == (NH, 1, 6)
+
+
+def test_attention_weights_times_values_are_its_output() -> None:
+    """Also where a layer sees the last positions only; heads share keys and values."""
+    model = fixed("llama2")
+    narrow = replace(model.config, windows=(2, 0))
+    model.model = Llama2(narrow, model.model.weights, model.model.engine)  # type: ignore[attr-defined]
+    for layer in (0, 1):
+        record = trace(model, IDS)[f"layer {layer}", "attention"]
+        weights, v = record.weights.astype(np.float64), record.inputs["v"].astype(np.float64)
+        NH, T, P = weights.shape
+        shared = v[:, np.arange(NH) // (NH // v.shape[1])]  # (P, NH, hs)
+        expected = np.einsum("htp,phd->thd", weights, shared).reshape(T, -1)
+        # The weights are the op's own; sums of P products of weights that add up to 1.
+        error = (P + 2) * 2.0**-24 * np.abs(v).max()
+        np.testing.assert_allclose(record.output, expected, rtol=0, atol=error)
+        assert (weights[:, 4, 2] == 0).all() == (layer == 0)
 
 
 def test_records_are_found_by_words() -> None:
