@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+import runpy
+from typing import Any
 
 from pyllm2 import backends
 from pyllm2.cli import numbers
 from pyllm2.cli.output import Output
-from pyllm2.errors import BackendError, UsageError
+from pyllm2.errors import BackendError, FileError, UsageError
 
 SUMMARY = "check every gradient against finite differences, and every backend against its bound"
 
@@ -17,7 +20,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "op",
         nargs="?",
         metavar="OP",
-        help="gpt2, llama2, or one op: attention, llama2.rope, ... (default: all ops)",
+        help="gpt2, llama2, or one op: attention, llama2.rope, ...; or yours, FILE.py:NAME, with "
+        "NAME_backward and NAME_inputs(random), which draws a tuple (default: all ops)",
     )
     parser.add_argument(
         "--examples",
@@ -41,6 +45,8 @@ def main(options: argparse.Namespace) -> int:
         import hypothesis  # noqa: F401  (the tables of ops draw their inputs with it)
     except ImportError:
         raise BackendError("gradcheck needs hypothesis: pip install 'pyllm2[testing]'") from None
+    if options.op is not None and ".py:" in options.op:
+        return _own(options)
     from pyllm2.testing import gradcheck
 
     names = gradcheck.named(options.op)
@@ -71,3 +77,36 @@ def main(options: argparse.Namespace) -> int:
         b"a backend: fraction of its bound that is used\n"
     )
     return 0 if passed else 1
+
+
+def _own(options: argparse.Namespace) -> int:
+    """Check an op of the user's file; exit code 1 if its gradient is off."""
+    import numpy as np
+
+    from pyllm2.testing import check_gradient
+
+    path, _, name = options.op.rpartition(":")
+    if not os.path.isfile(path):
+        raise FileError(path, "no such file")
+    module: dict[str, Any] = runpy.run_path(path)
+    forward = module.get(name) or module.get(f"{name}_forward")
+    backward, draw = (module.get(f"{name}_{word}") for word in ("backward", "inputs"))
+    wanted = {name: forward, f"{name}_backward": backward, f"{name}_inputs": draw}
+    missing = [word for word, function in wanted.items() if not callable(function)]
+    if missing:
+        raise FileError(path, f"has no function {', '.join(missing)}")
+    assert forward is not None
+    assert backward is not None
+    assert draw is not None
+    random, worst = np.random.default_rng(options.seed), 0.0
+    for _ in range(options.examples):
+        try:
+            inputs = draw(random)
+            found = check_gradient(forward, backward, *inputs, seed=int(random.integers(2**32)))
+        except AssertionError as error:
+            Output().write(f"{error}\n".encode())
+            return 1
+        worst = max(worst, found.relative)
+    line = f"{name}: {options.examples} examples, largest relative error {worst:.1e}: ok"
+    Output().write(f"{line}\n".encode())
+    return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 from pyllm2.testing.adamw.table import OPS as ADAMW
 from pyllm2.testing.gpt2.table import OPS as GPT2
 from pyllm2.testing.llama2.table import OPS as LLAMA2
-from pyllm2.testing.op import Op, hold
+from pyllm2.testing.op import Held, Op, hold
 
 tables: dict[str, dict[str, Op]] = {"llama2": LLAMA2, "gpt2": GPT2, "adamw": ADAMW}
 
 
-def check_op(name: str, function: Callable[..., Any], model: str | None = None) -> None:
+def check_op(name: str, function: Callable[..., Any], model: str | None = None) -> Held:
     """Check a function against the specification's op of that name, on many drawn inputs.
 
     Checks that the inputs are left unchanged, shape, dtype, the error bound around a float64
@@ -22,10 +23,12 @@ def check_op(name: str, function: Callable[..., Any], model: str | None = None) 
 
     model: "llama2", "gpt2" or "adamw"; needed for a name that two of them have
 
+    Returns how many examples were checked, and the largest share of the bound.
+
     Raises AssertionError with the smallest inputs that hypothesis finds, and ValueError for a name
     that no model has or that two models have.
     """
-    hold(find_op(name, model), {name: function})
+    return hold(find_op(name, model), {name: function})
 
 
 @dataclass
@@ -84,7 +87,10 @@ def find_op(name: str, model: str | None = None) -> Op:
     having = [of for of, table in searched.items() if name in table]
     if not having:
         known = "; ".join(f"{of} has {', '.join(table)}" for of, table in searched.items())
-        raise ValueError(f"op {name!r} does not exist: {known}")
+        names = [other for table in searched.values() for other in table]
+        near = difflib.get_close_matches(name, dict.fromkeys(names), n=3)
+        meant = f" (did you mean {' or '.join(near)}?)" if near else ""
+        raise ValueError(f"op {name!r} does not exist{meant}: {known}")
     if len(having) > 1:
         choices = " or ".join(f"model={of!r}" for of in having)
         raise ValueError(f"op {name!r} exists in {len(having)} models: pass {choices}")

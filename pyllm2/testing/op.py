@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -71,6 +74,18 @@ class OutsideBoundError(AssertionError):
     """Results of the right type and shape that are outside their bounds."""
 
 
+@dataclass
+class Held:
+    """What was checked without a fault. `str(held)` is a line about it."""
+
+    name: str
+    examples: int = 0
+    share: float = 0.0  # largest error, as a share of its bound
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.examples} examples, at most {self.share:.3f} of the bound"
+
+
 def assert_close(
     found: Array, bounded: Bounded, what: str = "result", dtype: DTypeLike = np.float32
 ) -> None:
@@ -130,16 +145,18 @@ def assert_near(found: ArrayLike, expected: ArrayLike, error: ArrayLike, law: st
     assert (off <= np.asarray(error, np.float64) + 2.0**-1074).all(), f"{law}: off by {np.max(off)}"
 
 
-def hold(op: Op, functions: Mapping[str, Callable[..., Any]]) -> None:
+def hold(op: Op, functions: Mapping[str, Callable[..., Any]]) -> Held:
     """Check functions against one row: what they do to their inputs, bounds, laws.
 
     Every function is called with the same drawn inputs. Its name in `functions` begins the error.
 
-    Optional inputs that one of them does not take are left out for all.
+    Optional inputs that one of them does not take are left out for all. Warnings of the functions
+    are shown once each, at the end.
 
     Raises AssertionError, with the smallest inputs that hypothesis finds as a note.
     """
     op = op.without(max(map(op.left_out_by, functions.values()), default=0))
+    held = Held(", ".join(functions))
     drawn: list[tuple[Any, ...]] = []
     phases = [phase for phase in settings().phases if phase is not Phase.explain]
 
@@ -149,21 +166,39 @@ def hold(op: Op, functions: Mapping[str, Callable[..., Any]]) -> None:
         drawn[:] = [tuple(a.copy() if isinstance(a, np.ndarray) else a for a in inputs)]
         bounded = op.bound(*inputs)
         for name, function in functions.items():
-            _hold_example(op, name, function, inputs, bounded)
+            held.share = max(held.share, _hold_example(op, name, function, inputs, bounded))
+        held.examples += 1
 
     try:
-        property_of_op()
+        with _warnings_once():
+            property_of_op()
     except HypothesisException:  # of the search itself: results differ from call to call, ...
         raise
     except Exception as error:
         # The example that hypothesis reports is the last that ran.
         error.__notes__ = [_as_code(op, drawn[0])] if drawn else []
         raise
+    return held
+
+
+@contextmanager
+def _warnings_once() -> Iterator[None]:
+    """Collect warnings, and show each kind once per place at the end, however often it came."""
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            yield
+    finally:
+        once = {(str(w.message), w.category, w.filename, w.lineno): w for w in caught}
+        for w in once.values():
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
 
 
 def _hold_example(
     op: Op, name: str, function: Callable[..., Any], inputs: tuple[Any, ...], bounded: Any
-) -> None:
+) -> float:
+    """Check one example; returns the largest error as a share of its bound."""
+    _check_arity(op, name, function, inputs)
     before = [a.tobytes() if isinstance(a, np.ndarray) else None for a in inputs]
     found = op.call(function, *inputs)
     for argument, a, old in zip(op.arguments, inputs, before, strict=False):
@@ -181,6 +216,34 @@ def _hold_example(
             law(function, *inputs)
         except AssertionError as error:
             raise AssertionError(f"{name} breaks the law {law.__name__}: {error}") from error
+    return _share(found, bounded)
+
+
+def _check_arity(op: Op, name: str, function: Callable[..., Any], inputs: tuple[Any, ...]) -> None:
+    """Raises AssertionError for a function that does not take the arguments of the op."""
+    if op.call is not plain_call:
+        return
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # none, as of a builtin
+        return
+    try:
+        signature.bind(*inputs)
+    except TypeError as error:
+        arguments = ", ".join(op.arguments[: len(inputs)])
+        raise AssertionError(f"{name} is called with ({arguments}): {error}") from None
+
+
+def _share(found: Any, bounded: Any) -> float:
+    """The largest error as a share of its bound, where that is finite and not 0."""
+    pairs = [(found, bounded)] if isinstance(bounded, Bounded) else zip(found, bounded, strict=True)
+    largest = 0.0
+    for one, (value, error) in pairs:
+        with np.errstate(all="ignore"):
+            share = np.abs(np.asarray(one, np.float64) - value) / error
+        share = share[np.isfinite(share)]
+        largest = max(largest, float(share.max(initial=0.0)))
+    return largest
 
 
 def _breaks(law: Law, function: Callable[..., Any], inputs: tuple[Any, ...]) -> bool:
@@ -200,5 +263,6 @@ def _as_code(op: Op, inputs: tuple[Any, ...]) -> str:
         elif a.size > LARGEST_PRINTED:
             lines.append(f"{argument}: {a.dtype} array of shape {a.shape}, too large to print")
         else:
-            lines.append(f"{argument} = np.array({a.tolist()}, np.{a.dtype})")
+            values = re.sub(r"\b(nan|inf)\b", r"np.\1", str(a.tolist()))
+            lines.append(f"{argument} = np.array({values}, np.{a.dtype})")
     return "\n".join(lines)
