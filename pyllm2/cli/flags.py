@@ -214,6 +214,13 @@ def add_texts(parser: Any, nargs: str = "+") -> None:
         help="what separates documents: lines LINE, or the words blank-line or none "
         "(default: <|endoftext|> if it is a line of the text, else blank-line)",
     )
+    parser.add_argument(
+        "--one-document",
+        dest="separator",
+        action="store_const",
+        const="none",
+        help="do not cut texts at blank lines: the same as --separator none",
+    )
 
 
 def add_group_size(parser: Any) -> None:

@@ -110,6 +110,9 @@ def main(options: argparse.Namespace) -> int:
     if tokens.session.room == 0 and tokens.new_tokens < options.max_new_tokens:
         S, n = tokens.session.positions, tokens.new_tokens
         say(f"the context of {S} tokens is full: stopped after {n} new tokens")
+    if tokens.new_tokens == 0 and isinstance(tokens.stopped_by, int):
+        can_go_on = tokens.stopped_by == model.tokenizer.end and not options.ignore_eos
+        say(f"the model ended the text at once{'; --ignore-eos goes on' if can_go_on else ''}")
     report_speed(tokens, seed)
     return 0
 

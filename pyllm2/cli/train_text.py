@@ -117,7 +117,7 @@ def _new_run(out: str) -> Iterator[None]:
 
 def _tokenizer(texts: list[Text]) -> tuple[SentencePieceTokenizer, int]:
     """A tokenizer trained on the texts, sized to suit them, and the number of bytes of text."""
-    nbytes = sum(len(line.encode()) for text in texts for line in text.lines())
+    nbytes = sum(text.nbytes for text in texts)
     with signals.immediate():
         vocabulary = to_vocabulary(train_vocabulary(texts, sizing.vocabulary_size(nbytes)))
     say(f"{nbytes:,} bytes of text: a vocabulary of {len(vocabulary.pieces)} pieces")

@@ -129,3 +129,13 @@ def test_another_file_than_hellaswag_is_refused(line: str, fault: str, tmp_path:
     assert outcome.code == 1
     assert outcome.err.decode().startswith(f"pyllm2: error: h.jsonl: {fault}")
     assert not (tmp_path / "h.bin").exists()
+
+
+def test_one_document_is_not_cut_at_blank_lines(tmp_path: Path) -> None:
+    """As with --separator none."""
+    (tmp_path / "x.txt").write_bytes(b"abc\n\ndef\n")
+    argv = "data prepare x.txt --tokenizer bytes --val-tokens 0 --out"
+    for out, flag, count in (("a", "--one-document", 1), ("b", "--separator=none", 1)):
+        outcome = in_process([*argv.split(), out, flag], tmp_path)
+        assert f"{count} documents".encode() in outcome.err
+    assert (tmp_path / "a/train.bin").read_bytes() == (tmp_path / "b/train.bin").read_bytes()

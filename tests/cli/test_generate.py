@@ -11,6 +11,7 @@ import pytest
 from pyllm2.gpt2 import family as gpt2
 from tests.support.command import in_process
 from tests.support.llama2_files import (
+    BOS,
     EOS,
     byte_id,
     checkpoint,
@@ -175,3 +176,20 @@ def test_json_has_ids_text_and_logprobs(tmp_path: Path) -> None:
     assert in_process([*argv, "--messages", "c.json", "--stop", "o"], tmp_path).out == b"y\n"
     bad = in_process([*argv, "--messages", "bad.json"], tmp_path)
     assert (bad.code, bad.err.count(b"\n")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        (EOS, "the model ended the text at once; --ignore-eos goes on\n"),
+        (BOS, "the model ended the text at once\n"),
+    ],
+)
+def test_a_text_that_ends_at_once_is_said(stop: int, said: str, tmp_path: Path) -> None:
+    """With the flag that goes on, where there is one."""
+    lay_out(tmp_path, {"m.bin": scripted(((BOS, stop), (EOS, EOS)))})
+    outcome = in_process(GREEDY, tmp_path)
+    assert outcome.code == 0
+    assert said in outcome.err.decode()
+    lay_out(tmp_path, {"m.bin": saying(b"a")})
+    assert b"at once" not in in_process(GREEDY, tmp_path).err
