@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -87,6 +88,9 @@ class Progress(Report):
         parts.append(f"peak memory {peak_memory() / 1e6:,.0f} MB")
         return ", ".join(parts)
 
+    def end(self, step: int, finished: bool, model: str) -> None:
+        """The run is over, or has been stopped, and its model is written."""
+
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
@@ -108,6 +112,45 @@ class Progress(Report):
         yield
         if self.bar is not None:
             self.bar.refresh()
+
+
+class JsonLines(Progress):
+    """Events as JSON objects, a line each, on stdout; if it is closed, training continues.
+
+    event: begin, update, validation, sample, saved or end
+    """
+
+    def begin(self, step: int) -> None:
+        super().begin(step)
+        self.close()
+        self.bar = None
+        self._event("begin", step, steps=self.steps, tokens_per_step=self.tokens_per_step)
+
+    def update(self, update: Update) -> None:
+        self.last_loss = update.loss
+        figures = {"loss": update.loss, "norm": update.norm, "learning_rate": update.rate}
+        self._event("update", update.done, **figures, skipped=update.skipped)
+
+    def validation(self, step: int, loss: float) -> None:
+        self.last_validation = loss
+        size = self.bytes_per_token
+        bits = bits_per_byte(loss, size) if size else None
+        self._event("validation", step, loss=loss, bits_per_byte=bits)
+
+    def sample(self, step: int, tokens: list[int]) -> None:
+        text = self.tokenizer.decode(tokens).decode("utf-8", "replace") if self.tokenizer else None
+        self._event("sample", step, ids=tokens, text=text)
+
+    def saved(self, step: int, path: str) -> None:
+        self._event("saved", step, path=path)
+
+    def end(self, step: int, finished: bool, model: str) -> None:
+        self._event("end", step, finished=finished, model=model)
+
+    def _event(self, name: str, step: int, **fields: object) -> None:
+        line = json.dumps({"event": name, "step": step, **fields})
+        with suppress(BrokenPipeError, PyLLM2Error):
+            Output().write_raw(line.encode() + b"\n")
 
 
 def _bar(start: int, steps: int) -> Any:

@@ -17,7 +17,7 @@ RUN_FILE = "run.json"
 PATTERNS = ("train", "val")  # flags that name files
 PATHS = ("tokenizer", "init", "plot")  # and those that may
 REQUIRED = ("init", "train", "val")  # of a new run
-NOT_KEPT = ("out", "resume", "force", "no_mpi")
+NOT_KEPT = ("out", "resume", "force", "no_mpi", "json")
 _ADD = {"gpt2": add_gpt2_flags, "llama2": add_llama2_flags}
 
 

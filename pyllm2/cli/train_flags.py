@@ -146,4 +146,5 @@ def _add_intervals(group: Any) -> None:
         action="store_true",
         help="replace the run in FOLDER; with --resume: even if backend or threads have changed",
     )
+    add("--json", action="store_true", help="print events on stdout, one JSON object per line")
     add("--plot", metavar="FILE", help="file of the loss plot (default: FOLDER/loss.png)")

@@ -16,7 +16,7 @@ import numpy as np
 from pyllm2 import __version__, backends, memory
 from pyllm2.cli.output import say
 from pyllm2.cli.outputs import check_output
-from pyllm2.cli.progress import Progress
+from pyllm2.cli.progress import JsonLines, Progress
 from pyllm2.cli.train_command import RUN_FILE, remember, resume_command
 from pyllm2.compiling.processors import processors
 from pyllm2.errors import ConfigError, FileError, FormatError, UsageError, os_errors
@@ -80,7 +80,8 @@ def main(options: argparse.Namespace, processes: Processes) -> int:
     with stop_requests() as stop, _folder(options, processes) as folder:
         progress = None
         if processes.rank == 0:
-            progress = Progress(setup.recipe, setup.tokenizer, setup.bytes_per_token)
+            kind = JsonLines if options.json else Progress
+            progress = kind(setup.recipe, setup.tokenizer, setup.bytes_per_token)
         trainer = _trainer(options, setup, folder, progress, stop, processes)
         if options.resume:
             _resume(trainer, folder, options.force)
@@ -142,6 +143,7 @@ def _finish(
     if setup.tokenizer is not None:
         say(f"to try it: pyllm2 generate {shlex.quote(options.out)}")
     say(f"model: {target}")
+    progress.end(trainer.step, finished, target)
 
 
 def _require_same(processes: Processes, setup: Setup) -> None:

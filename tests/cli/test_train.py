@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import signal
 import time
@@ -126,6 +127,21 @@ def test_a_reader_who_leaves_does_not_end_the_training(folder: Path) -> None:
     outcome = as_process((*TRAIN, "--sample-every", "1"), folder, redirect=">&-")
     assert outcome.code == 0
     assert (folder / "out" / "model.bin").exists()
+
+
+def test_events_as_json_lines(folder: Path) -> None:
+    """An object per line on stdout; the run itself is the same."""
+    argv = (*TRAIN, "--sample-every", "12", "--sample-tokens", "3", "--json")
+    outcome = in_process(argv, folder)
+    assert outcome.code == 0, outcome.err.decode()
+    events = [json.loads(line) for line in outcome.out.splitlines()]
+    names = [event["event"] for event in events]
+    assert names[0] == "begin"
+    assert names.count("update") == 12
+    assert [e["step"] for e in events if e["event"] == "validation"] == [0, 6, 12]
+    assert [len(e["ids"]) for e in events if e["event"] == "sample"] == [3]
+    assert events[-1] == {"event": "end", "step": 12, "finished": True, "model": "out/model.bin"}
+    assert "--json" not in json.loads((folder / "out/run.json").read_bytes())["arguments"]
 
 
 # ---- stopping and going on -------------------------------------------------------------------
