@@ -46,6 +46,17 @@ static inline void dot4(float sum[4], const float *one, const float *four,
     sum[0] = sum_a, sum[1] = sum_b, sum[2] = sum_c, sum[3] = sum_d;
 }
 
+/* Element o of each quarter of a row of out. */
+static inline void quarter_rows(float *out, const float *x, const float *w, int64_t o,
+                                int64_t quarter, int64_t C)
+{
+    float sum[4];
+    dot4(sum, x, w + o * C, quarter * C, C);
+    for (int64_t i = 0; i < 4; i++) {
+        out[o + i * quarter] = sum[i];
+    }
+}
+
 enum { BLOCK = 64 };  /* tokens, a multiple of 4 */
 
 /* The same sums as the naive loops, each in order, four at a time.
@@ -75,16 +86,12 @@ void llama2_matmul(float *out, const float *x, const float *w, const float *b,
     }
     const int64_t quarter = OC / 4;
     for (int64_t t = fours; t < T; t++) {
-        PARALLEL_IF(C * OC > MIN_PARALLEL_WORK)
-        for (int64_t o = 0; o < quarter; o++) {
-            float sum[4];
-            dot4(sum, x + t * C, w + o * C, quarter * C, C);
-            for (int64_t i = 0; i < 4; i++) {
-                out[t * OC + o + i * quarter] = sum[i];
-            }
+        PARALLEL_FOR(o, quarter, C * OC > MIN_PARALLEL_WORK,
+                     quarter_rows(out + t * OC, x + t * C, w, o, quarter, C))
+        if (4 * quarter < OC) {
+            llama2_matmul_naive(out + t * OC + 4 * quarter, x + t * C, w + 4 * quarter * C, NULL,
+                                1, C, OC - 4 * quarter);
         }
-        llama2_matmul_naive(out + t * OC + 4 * quarter, x + t * C, w + 4 * quarter * C, NULL,
-                            1, C, OC - 4 * quarter);
     }
     for (int64_t i = 0; b != NULL && i < T * OC; i++) {
         out[i] += b[i % OC];
@@ -268,6 +275,24 @@ static inline float dot_q8(const int8_t *x, const float *x_scales,
     return sum;
 }
 
+/* One row of w with every row of x: see llama2_matmul_q8. */
+static inline void row_q8(float *out, const int8_t *x, const float *x_scales,
+                          const int8_t *w, const float *w_scales,
+                          int64_t o, int64_t T, int64_t C, int64_t OC, int64_t GS)
+{
+    const int64_t groups = C / GS;
+    const int8_t *row = w + o * C;
+    const float *row_scales = w_scales + o * C / GS;  /* [g] is floor((o*C + g*GS) / GS) */
+    for (int64_t t = 0; t < T; t++) {
+        const int8_t *in = x + t * C;
+        const float *in_scales = x_scales + t * groups;
+        /* common sizes as constants, so that the compiler unrolls a group into few vectors */
+        out[t * OC + o] = GS == 64 ? dot_q8(in, in_scales, row, row_scales, groups, 64)
+                        : GS == 32 ? dot_q8(in, in_scales, row, row_scales, groups, 32)
+                        : dot_q8(in, in_scales, row, row_scales, groups, GS);
+    }
+}
+
 /* out = x @ w.T, group by group: (integer sum) * scale of w * scale of x
  * x: (T, C)  x_scales: (T, C / GS)  w: (OC, C)  w_scales: (OC * C / GS,)  ->  (T, OC)
  * The groups of w are those of the flattened matrix. Where GS does not divide C, groups straddle
@@ -277,20 +302,8 @@ void llama2_matmul_q8(float *out, const int8_t *x, const float *x_scales,
                       const int8_t *w, const float *w_scales,
                       int64_t T, int64_t C, int64_t OC, int64_t GS)
 {
-    const int64_t groups = C / GS;
-    PARALLEL_IF(T * C * OC > MIN_PARALLEL_WORK)
-    for (int64_t o = 0; o < OC; o++) {
-        const int8_t *row = w + o * C;
-        const float *row_scales = w_scales + o * C / GS;  /* [g] is floor((o*C + g*GS) / GS) */
-        for (int64_t t = 0; t < T; t++) {
-            const int8_t *in = x + t * C;
-            const float *in_scales = x_scales + t * groups;
-            /* common sizes as constants, so that the compiler unrolls a group into few vectors */
-            out[t * OC + o] = GS == 64 ? dot_q8(in, in_scales, row, row_scales, groups, 64)
-                            : GS == 32 ? dot_q8(in, in_scales, row, row_scales, groups, 32)
-                            : dot_q8(in, in_scales, row, row_scales, groups, GS);
-        }
-    }
+    PARALLEL_FOR(o, OC, T * C * OC > MIN_PARALLEL_WORK,
+                 row_q8(out, x, x_scales, w, w_scales, o, T, C, OC, GS))
 }
 
 #endif

@@ -9,6 +9,7 @@
 
 #include "ops.h"
 #include "matmul.c"
+#include "../common/exponential.h"
 #include "../common/parallel.h"
 
 #include <math.h>
@@ -158,14 +159,13 @@ void llama2_softmax(float *out, const float *x, int64_t T, int64_t C)
     for (int64_t t = 0; t < T; t++) {
         const float *row = x + t * C;
         float *to = out + t * C;
-        float largest = row[0], sum = 0.0f;
-        for (int64_t c = 1; c < C; c++) {
-            if (row[c] > largest) {
-                largest = row[c];
-            }
-        }
+        const float largest = largest_of(row, C);
+        float sum = 0.0f;
         for (int64_t c = 0; c < C; c++) {
-            to[c] = expf(row[c] - largest);
+            to[c] = row[c] - largest;
+        }
+        for (int64_t c = 0; c < C; c++) {  /* of one array, so that it can become vectors */
+            to[c] = exponential(to[c]);
             sum += to[c];
         }
         for (int64_t c = 0; c < C; c++) {
@@ -176,6 +176,70 @@ void llama2_softmax(float *out, const float *x, int64_t T, int64_t C)
 
 /* ---- attention ----------------------------------------------------------------------------- */
 
+/* a[p] = query . key p          for first <= p < seen; k: rows `stride` apart */
+static inline void scores_of_keys(float *a, const float *query, const float *k, int64_t first,
+                                  int64_t seen, int64_t stride, int64_t hs)
+{
+    for (int64_t p = first; p < seen; p++) {
+        const float *key = k + p * stride;
+        float score = 0.0f;
+        for (int64_t i = 0; i < hs; i++) {
+            score += query[i] * key[i];
+        }
+        a[p] = score;
+    }
+}
+
+/* o[i] = sum_p a[p] * v[p][i], oldest position first, for n channels in registers: n <= 16 */
+static inline void sum_of_values(float *o, const float *a, const float *v, int64_t first,
+                                 int64_t seen, int64_t stride, int64_t n)
+{
+    float sum[16] = {0.0f};
+    for (int64_t p = first; p < seen; p++) {
+        for (int64_t i = 0; i < n; i++) {
+            sum[i] += a[p] * v[p * stride + i];
+        }
+    }
+    memcpy(o, sum, (size_t)n * sizeof(float));
+}
+
+/* One head of llama2_attention. a: (P,) workspace. k, v: rows `stride` apart. */
+static void attention_head(float *out, float *a, const float *q, const float *k, const float *v,
+                           int64_t T, int64_t P, int64_t C, int64_t stride, int64_t hs,
+                           int64_t window)
+{
+    const float root = sqrtf((float)hs);
+    for (int64_t t = 0; t < T; t++) {
+        const float *query = q + t * C;
+        float *o = out + t * C;
+        const int64_t seen = P - T + t + 1;
+        const int64_t first = window > 0 && window < seen ? seen - window : 0;
+
+        /* pass 1: scores, query . key */
+        if (hs == 8) {  /* a constant, so that the compiler unrolls it */
+            scores_of_keys(a, query, k, first, seen, stride, 8);
+        } else {
+            scores_of_keys(a, query, k, first, seen, stride, hs);
+        }
+        for (int64_t p = first; p < seen; p++) {
+            a[p] /= root;
+        }
+        /* pass 2: scores to weights */
+        llama2_softmax(a + first, a + first, 1, seen - first);
+        /* pass 3: weighted sum of the values, oldest position first */
+        int64_t i = 0;
+        for (; i + 16 <= hs; i += 16) {
+            sum_of_values(o + i, a, v + i, first, seen, stride, 16);
+        }
+        for (; i + 8 <= hs; i += 8) {
+            sum_of_values(o + i, a, v + i, first, seen, stride, 8);
+        }
+        if (i < hs) {
+            sum_of_values(o + i, a, v + i, first, seen, stride, hs - i);
+        }
+    }
+}
+
 /* out = softmax(q k^T / sqrt(hs)) v per head; query t sees the keys up to its own position, with a
  * window (0: none) only the last of them
  * q: (T, NH, hs)  k, v: (P, NKV, hs)  ->  (T, NH * hs)
@@ -183,41 +247,10 @@ void llama2_softmax(float *out, const float *x, int64_t T, int64_t C)
 void llama2_attention(float *out, float *att, const float *q, const float *k, const float *v,
                       int64_t T, int64_t P, int64_t NH, int64_t NKV, int64_t hs, int64_t window)
 {
-    const float root = sqrtf((float)hs);
-    PARALLEL_IF(T * P * NH * hs > MIN_PARALLEL_WORK)
-    for (int64_t h = 0; h < NH; h++) {
-        const float *k_head = k + h / (NH / NKV) * hs;
-        const float *v_head = v + h / (NH / NKV) * hs;
-        float *a = att + h * P;
-        for (int64_t t = 0; t < T; t++) {
-            const float *query = q + (t * NH + h) * hs;
-            float *o = out + (t * NH + h) * hs;
-            const int64_t seen = P - T + t + 1;
-            const int64_t first = window > 0 && window < seen ? seen - window : 0;
-
-            /* pass 1: scores, query . key */
-            for (int64_t p = first; p < seen; p++) {
-                const float *key = k_head + p * NKV * hs;
-                float score = 0.0f;
-                for (int64_t i = 0; i < hs; i++) {
-                    score += query[i] * key[i];
-                }
-                a[p] = score / root;
-            }
-            /* pass 2: scores to weights */
-            llama2_softmax(a + first, a + first, 1, seen - first);
-            /* pass 3: weighted sum of the values, oldest position first */
-            for (int64_t i = 0; i < hs; i++) {
-                o[i] = 0.0f;
-            }
-            for (int64_t p = first; p < seen; p++) {
-                const float *value = v_head + p * NKV * hs;
-                for (int64_t i = 0; i < hs; i++) {
-                    o[i] += a[p] * value[i];
-                }
-            }
-        }
-    }
+    const int64_t group = NH / NKV;
+    PARALLEL_FOR(h, NH, T * P * NH * hs > MIN_PARALLEL_WORK,
+                 attention_head(out + h * hs, att + h * P, q + h * hs, k + h / group * hs,
+                                v + h / group * hs, T, P, NH * hs, NKV * hs, hs, window))
 }
 
 /* One query of training: its weights for the first `seen` keys, and the weighted sum of values.
@@ -363,7 +396,7 @@ void llama2_residual(float *out, const float *x, const float *y, int64_t T, int6
 void llama2_swiglu(float *out, const float *gate, const float *up, int64_t T, int64_t F)
 {
     for (int64_t i = 0; i < T * F; i++) {
-        float sigmoid = 1.0f / (1.0f + expf(-gate[i]));
+        float sigmoid = 1.0f / (1.0f + exponential(-gate[i]));
         out[i] = gate[i] * sigmoid * up[i];
     }
 }

@@ -46,7 +46,7 @@ _VECTORS = "-O3 -march=native -ffp-contract=fast -fassociative-math -fno-signed-
 _FLAGS = {
     "strict": ["-O2 -ffp-contract=off".split()],
     "fast": [
-        f"{_VECTORS} -fno-trapping-math -fno-math-errno -fopenmp".split(),
+        f"{_VECTORS} -fno-trapping-math -fno-math-errno -fopenmp -DVECTOR_EXP".split(),
         "-O3 -ffp-contract=fast".split(),  # for compilers without OpenMP or -march=native
     ],
 }

@@ -101,6 +101,35 @@ class Function:
 
         return call
 
+    def prepared(self, library: ctypes.CDLL, **known: Any) -> Callable[..., Any]:
+        """`bound` with some arguments given by name, once for all calls: checking takes time.
+
+        The known arrays and structs are kept; the other arguments are passed in their order.
+        """
+        names = [parameter.name for parameter in self.parameters]
+        assert set(known) <= set(names), f"{[*known]}: not all in {self.prototype}"
+        self.bound(library)  # tells ctypes the types
+        converts = {parameter.name: parameter.convert for parameter in self.parameters}
+        values = [converts[name](known[name]) if name in known else None for name in names]
+        places = [(i, converts[name]) for i, name in enumerate(names) if name not in known]
+        function = getattr(library, self.name)
+
+        def prepared_call(*arguments: Any) -> Any:
+            if len(arguments) != len(places):
+                raise TypeError(f"{len(known)} + {len(arguments)} arguments for {self.prototype}")
+            given = values.copy()
+            try:
+                for (place, convert), argument in zip(places, arguments, strict=True):
+                    given[place] = convert(argument)
+            except TypeError:
+                rest = iter(arguments)
+                every = [known[name] if name in known else next(rest) for name in names]
+                raise self._wrong_argument(tuple(every)) from None
+            return function(*given)
+
+        prepared_call.known = known  # type: ignore[attr-defined]  # kept as long as the call
+        return prepared_call
+
     def _wrong_argument(self, arguments: tuple[Any, ...]) -> TypeError:
         for parameter, a in zip(self.parameters, arguments, strict=True):
             try:

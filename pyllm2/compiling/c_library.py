@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyllm2.compiling import c_build
-from pyllm2.compiling.c_header import Interface, Struct
+from pyllm2.compiling.c_header import Function, Interface, Struct
 from pyllm2.compiling.processors import processors
 
 Buffers = TypeVar("Buffers")
@@ -53,14 +53,23 @@ class Library:
         self._threads = threads
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
+        call = self._on_threads(self._function(name).bound(self._loaded))
+        setattr(self, name, call)
+        return call
+
+    def prepared(self, name: str, **known: Any) -> Callable[..., Any]:
+        """`library.name` with some arguments given once for all calls."""
+        return self._on_threads(self._function(name).prepared(self._loaded, **known))
+
+    def _function(self, name: str) -> Function:
         try:
-            function = self._interface.functions[self._prefix + name]
+            return self._interface.functions[self._prefix + name]
         except KeyError:
             raise AttributeError(f"no header declares {self._prefix}{name}") from None
-        call = function.bound(self._loaded)
+
+    def _on_threads(self, call: Callable[..., Any]) -> Callable[..., Any]:
         if hasattr(self._loaded, "omp_set_num_threads"):
-            call = _on_threads(self._loaded, self._threads, call)
-        setattr(self, name, call)
+            return _on_threads(self._loaded, self._threads, call)
         return call
 
     def struct(self, name: str, **fields: Any) -> Struct:

@@ -89,12 +89,13 @@ class Session:
 
         Raises what `check` raises, and NotFiniteError naming the position and the layer.
         """
-        tokens = np.array(self.check(ids), dtype=np.int64)
+        ids = self.check(ids)
+        tokens = np.array(ids, dtype=np.int64)
         logits = self.model.forward(tokens, self.pos, self.cache, last_only)
         if not np.isfinite(logits).all():
             self._refuse(tokens, logits)
         self.pos += len(tokens)
-        self.ids += tokens.tolist()
+        self.ids += ids
         return logits
 
     def rewind(self, pos: int) -> None:

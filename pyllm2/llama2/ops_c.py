@@ -201,11 +201,12 @@ class Ops:
         self, model: Any, tokens: Tokens, pos: int, cache: Any, last_only: bool = False
     ) -> Array:
         """`Llama2.forward` in one call of C. The buffers stay with the cache between calls."""
-        tokens = int32(tokens)
-        T = len(tokens)
-        state = cache.engine_state
+        T, state = len(tokens), cache.engine_state
         if state is None or state.buffers.max_tokens < T:
             state = cache.engine_state = _State(self._c, model, cache, T)
+        if T == 1:
+            return state.decode(tokens[0], pos)
+        tokens = int32(tokens)
         logits = np.empty((1 if last_only else T, model.config.vocab_size), np.float32)
         structs = state.buffers, state.cache, state.config, state.weights
         self._c.forward(logits, *structs, tokens, T, pos, not last_only)
@@ -296,6 +297,17 @@ class _State:
         self.buffers = c.struct("state")
         self.memory = np.empty(c.state_floats(self.config, S, T), np.float32)
         c.state_bind(self.buffers, self.config, self.memory, S, T)
+        self._token, self._vocab_size = np.empty(1, np.int32), config.vocab_size
+        structs = {"state": self.buffers, "cache": self.cache}
+        structs |= {"config": self.config, "weights": self.weights}
+        self._decode = c.prepared("forward", **structs, tokens=self._token, T=1, every_token=0)
+
+    def decode(self, token: int, pos: int) -> Array:
+        """The logits after one token at a position, (1, V)."""
+        logits = np.empty((1, self._vocab_size), np.float32)
+        self._token[0] = token
+        self._decode(logits, pos)
+        return logits
 
 
 def _config(c: Library, config: Any, **more: int) -> Any:

@@ -113,6 +113,19 @@ def test_a_wrong_number_of_arguments_is_an_error():
             rmsnorm(*arguments)
 
 
+def test_some_arguments_may_be_given_once_for_all_calls():
+    """The others come in their order, and are checked; arrays are kept."""
+    out, x, weight, T, C, epsilon = rmsnorm_arguments()
+    rmsnorm = library("llama2", "strict").prepared("rmsnorm", T=T, weight=weight.copy())
+    rmsnorm(out, 2 * x, C, epsilon)
+    np.testing.assert_allclose(out, 1, rtol=1e-5)
+    for wrong in ((out, x, C), (out, x, C, epsilon, 1)):
+        with pytest.raises(TypeError, match=r"arguments for void llama2_rmsnorm"):
+            rmsnorm(*wrong)
+    with pytest.raises(TypeError, match="llama2_rmsnorm: x: expected a contiguous float32 array"):
+        rmsnorm(out, x.astype(float), C, epsilon)
+
+
 READ_ONLY = np.ones((2, 3), np.float32)
 READ_ONLY.flags.writeable = False
 
