@@ -1,6 +1,6 @@
 """Recipes of `train text`, compared: the loss per byte on the held-back last tenth of a text.
 
-    python tools/recipe.py TEXT --seconds 180 --vary learning_rate=2e-3,4e-3 --vary rows=4,16
+    python tools/recipe.py TEXT --seconds 180 --vary learning_rate=2e-3,4e-3 --vary total=1024,4096
     python tools/recipe.py TEXT --tokens 4000000 --fixed vocab=512 --vary weight_decay=0,0.1
 
 Every combination of the values given with --vary is trained for the same number of tokens, once per
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import math
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from pyllm2 import backends
-from pyllm2.cli.train_text import BATCH, speed_of
+from pyllm2.cli.train_text import batch, speed_of
 from pyllm2.formats.llmc_tokens import write_shard
 from pyllm2.formats.sentencepiece_model import to_vocabulary
 from pyllm2.formats.text import open_texts
@@ -78,11 +77,11 @@ def train(
 ) -> tuple[float, float]:
     """(nats per byte of the held-back part, seconds) of one run."""
     s = dict(settings)
-    V, T, rows = int(s.pop("vocab")), int(s.pop("context")), int(s.pop("rows"))
-    B = math.gcd(rows, int(s.pop("batch")))
+    V, T, total = int(s.pop("vocab")), int(s.pop("context")), int(s.pop("total"))
+    total = total or sizing.tokens_per_update(tokens)
+    B = batch(total, T)
     tokenizer, ids = data.tokenizer(V)
     config = family.descriptor(f"{s.pop('shape')},context={T}", V)
-    total = rows * T
     steps = max(20, tokens // total)
     warmup = max(1, int(s.pop("warmup") * steps))
     seed, dropout = int(s.pop("seed")), float(s.pop("dropout"))
@@ -117,8 +116,7 @@ def defaults(data: Data) -> dict[str, Any]:
         "vocab": sizing.vocabulary_size(data.nbytes),
         "shape": sizing.SHAPES[3],
         "context": 256,
-        "batch": BATCH,
-        "rows": sizing.ROWS_PER_UPDATE,
+        "total": 0,
         "learning_rate": sizing.LEARNING_RATE,
         "warmup": sizing.WARMUP,
         "weight_decay": sizing.WEIGHT_DECAY,
@@ -131,7 +129,7 @@ def defaults(data: Data) -> dict[str, Any]:
 
 
 def pairs(specs: list[str]) -> dict[str, list[Any]]:
-    """{"rows": [4, 16]} of ["rows=4,16"]. Values of `shape` are separated by semicolons."""
+    """Example: ["total=512,1024"] -> {"total": [512, 1024]}. Shapes are separated by semicolons."""
     found = {}
     for spec in specs:
         name, _, values = spec.partition("=")

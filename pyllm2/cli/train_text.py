@@ -29,7 +29,7 @@ from pyllm2.training.vocabulary import train_vocabulary
 
 DATA = "data"  # folder of the shards
 MAX_CONTEXT, MIN_CONTEXT = 256, 16
-BATCH = 4
+MOST_ROWS = 8  # of a batch
 MAX_VAL_TOKENS = 50_000
 TRAINING_FRACTION = 0.85  # of the time; the rest is for validation and checkpoints
 VALIDATIONS, MIN_STEPS = 10, 20
@@ -130,9 +130,9 @@ def _prepare(
     """Write shards to OUT/data; returns the context length and the number of training tokens."""
     estimate = nbytes // 4  # tokens
     context = MAX_CONTEXT
-    while context > MIN_CONTEXT and estimate < 40 * BATCH * context:
+    while context > MIN_CONTEXT and estimate < 40 * MOST_ROWS * context:
         context //= 2
-    least = BATCH * context + 1  # tokens of a batch and its targets
+    least = MOST_ROWS * context + 1  # tokens of a batch and its targets
     if estimate < 2 * least:
         raise FileError(texts[0].name, f"a text of at least {8 * least:,} bytes is needed")
     val_tokens = max(least, min(estimate // 20, MAX_VAL_TOKENS))
@@ -163,10 +163,16 @@ def _choose(options: argparse.Namespace, V: int, context: int, tokens: int) -> s
     return choice
 
 
+def batch(per_update: int, context: int) -> int:
+    """Rows per forward pass: all of an update, up to MOST_ROWS."""
+    return min(MOST_ROWS, per_update // context)
+
+
 def speed_of(config: Any, engine: backends.Engine, context: int) -> float:
     """Tokens per second of training a model of this shape, without updates."""
     model = family.build(config, family.initial_parameters(config), engine)
-    x = np.random.default_rng(0).integers(0, config.vocab_size, (BATCH, context))
+    rows = batch(sizing.LONG_RUN_PER_UPDATE, context)
+    x = np.random.default_rng(0).integers(0, config.vocab_size, (rows, context))
     grads = model.params.zeros_like()
     seconds = []
     for _ in range(3):  # the first one compiles
@@ -178,7 +184,7 @@ def speed_of(config: Any, engine: backends.Engine, context: int) -> float:
 
 def _arguments(options: argparse.Namespace, choice: sizing.Choice, context: int) -> list[str]:
     """The arguments of `pyllm2 train llama2` that train the model."""
-    total_batch = sizing.ROWS_PER_UPDATE * context
+    total_batch = sizing.tokens_per_update(choice.tokens)
     steps = max(MIN_STEPS, choice.tokens // total_batch)
     data = os.path.join(options.out, DATA)
     flags = {
@@ -187,7 +193,7 @@ def _arguments(options: argparse.Namespace, choice: sizing.Choice, context: int)
         "--val": os.path.join(data, "val.bin"),
         "--tokenizer": os.path.join(options.out, train_run.TOKENIZER_FILE),
         "--out": options.out,
-        "--batch": BATCH,
+        "--batch": batch(total_batch, context),
         "--context": context,
         "--total-batch": total_batch,
         "--steps": steps,

@@ -20,7 +20,8 @@ SHAPES = (
 )
 
 # The recipe, found by tools/recipe.py.
-ROWS_PER_UPDATE = 4  # of the context: 1,024 tokens
+TOKENS_PER_UPDATE = [(2_000_000, 512)]  # (longest run in tokens, tokens per update)
+LONG_RUN_PER_UPDATE = 1024
 LEARNING_RATE = 4e-3  # at its peak
 WARMUP = 0.05  # of the updates
 WEIGHT_DECAY = 0.1
@@ -45,6 +46,14 @@ def vocabulary_size(nbytes: int) -> int:
         if nbytes <= most:
             return pieces
     return LARGEST_VOCABULARY
+
+
+def tokens_per_update(tokens: int) -> int:
+    """Tokens per update of a run of so many tokens: a short run needs many updates."""
+    for most, per_update in TOKENS_PER_UPDATE:
+        if tokens <= most:
+            return per_update
+    return LONG_RUN_PER_UPDATE
 
 
 def choose(

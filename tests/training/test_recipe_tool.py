@@ -22,7 +22,7 @@ def test_a_table_of_recipes(
     spec.loader.exec_module(tool)
     (tmp_path / "text").write_text("The cat saw a dog.\n\nThe dog saw a cat and ran.\n\n" * 40)
     argv = f"recipe.py {tmp_path}/text --tokens 1 --vary learning_rate=0,0.01 --backend numpy"
-    fixed = "vocab=280 context=16 rows=2 shape=dim=8,layers=1,heads=2".split()
+    fixed = "vocab=280 context=16 total=32 shape=dim=8,layers=1,heads=2".split()
     words = [word for setting in fixed for word in ("--fixed", setting)]
     monkeypatch.setattr("sys.argv", [*argv.split(), "--threads", "1", *words])
     assert tool.main() == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyllm2.cli.train_text import batch
 from pyllm2.llama2.initial import descriptor
 from pyllm2.training.sizing import (
     LARGEST_VOCABULARY,
@@ -12,6 +13,7 @@ from pyllm2.training.sizing import (
     SHAPES,
     TOKENS_PER_PARAMETER,
     choose,
+    tokens_per_update,
     vocabulary_size,
 )
 
@@ -64,3 +66,13 @@ def test_a_shape_too_large_for_the_text_is_not_timed() -> None:
 
     choose(SHAPES, parameters, speed, 1000, 60)
     assert timed == [SHAPES[0]]
+
+
+@given(st.integers(1, 10**10), st.integers(4, 8))
+def test_an_update_is_whole_batches(tokens: int, log_context: int) -> None:
+    """Of any context that `train text` takes; a longer run never has smaller updates."""
+    context, per_update = 2**log_context, tokens_per_update(tokens)
+    rows = batch(per_update, context)
+    assert rows >= 1
+    assert per_update % (rows * context) == 0
+    assert per_update <= tokens_per_update(2 * tokens)
