@@ -9,6 +9,7 @@ from typing import Any
 
 from pyllm2 import backends
 from pyllm2.cli import numbers
+from pyllm2.cli.flags import did_you_mean
 from pyllm2.cli.output import Output
 from pyllm2.errors import BackendError, FileError, UsageError
 
@@ -52,7 +53,8 @@ def main(options: argparse.Namespace) -> int:
     names = gradcheck.named(options.op)
     if not names:
         known = ", ".join((*gradcheck.MODELS, *gradcheck.NAMES))
-        raise UsageError(f"OP: {options.op!r}: expected one of {known}")
+        meant = did_you_mean(str(options.op), [*gradcheck.MODELS, *gradcheck.NAMES])
+        raise UsageError(f"OP: {options.op!r}{meant or f': expected one of {known}'}")
     able = [name for name in backends.NAMES if backends.why_not(name) is None]
     rivals = {
         family: {name: backends.engine(name, family=family) for name in able}
@@ -88,7 +90,10 @@ def _own(options: argparse.Namespace) -> int:
     path, _, name = options.op.rpartition(":")
     if not os.path.isfile(path):
         raise FileError(path, "no such file")
-    module: dict[str, Any] = runpy.run_path(path)
+    try:
+        module: dict[str, Any] = runpy.run_path(path)
+    except Exception as error:  # whatever the file does
+        raise FileError(path, f"cannot be run: {type(error).__name__}: {error}") from None
     forward = module.get(name) or module.get(f"{name}_forward")
     backward, draw = (module.get(f"{name}_{word}") for word in ("backward", "inputs"))
     wanted = {name: forward, f"{name}_backward": backward, f"{name}_inputs": draw}
@@ -103,7 +108,7 @@ def _own(options: argparse.Namespace) -> int:
         try:
             inputs = draw(random)
             found = check_gradient(forward, backward, *inputs, seed=int(random.integers(2**32)))
-        except AssertionError as error:
+        except (AssertionError, ValueError) as error:
             Output().write(f"{error}\n".encode())
             return 1
         worst = max(worst, found.relative)

@@ -69,6 +69,9 @@ def test_the_command_checks_a_function_of_a_file(
     outcome = in_process("gradcheck own.py:square --examples 3".split(), tmp_path)
     assert outcome.code == code
     assert outcome.out.decode().startswith(line)
+    (tmp_path / "broken.py").write_text("1 / 0")
+    outcome = in_process(["gradcheck", "broken.py:x"], tmp_path)
+    assert b"broken.py: cannot be run: ZeroDivisionError: division by zero" in outcome.err
     outcome = in_process(["gradcheck", "own.py:cube"], tmp_path)
     expected = "own.py: has no function cube, cube_backward, cube_inputs"
     assert outcome.err.decode() == f"pyllm2: error: {expected}\n"
