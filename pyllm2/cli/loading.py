@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Callable
 from functools import partial
 
+from pyllm2 import memory
+from pyllm2.cli.output import say
 from pyllm2.errors import FileError, UsageError
 from pyllm2.inference.language_model import LanguageModel
 from pyllm2.inference.load import load
@@ -46,11 +48,23 @@ def find_tokenizer(model: str) -> str:
 
 
 def context_length(options: argparse.Namespace, model: LanguageModel) -> int:
-    """The model's context length, or a smaller one from --context. Raises UsageError."""
+    """--context; without it what a quarter of the memory can hold, and a note.
+
+    A model of 131,072 positions has a cache of gigabytes; nothing less than 2,048 is chosen.
+
+    Raises UsageError for more positions than the model has.
+    """
     S = int(model.config.seq_len)
-    if options.context is not None and options.context > S:
-        raise UsageError(f"--context {options.context}: the model has {S} positions")
-    return options.context or S
+    if options.context is not None:
+        if options.context > S:
+            raise UsageError(f"--context {options.context}: the model has {S} positions")
+        return int(options.context)
+    positions = S
+    while positions >= 4096 and 4 * model.model.cache_nbytes(positions) > memory.limit():
+        positions //= 2
+    if positions < S:
+        say(f"context of {positions} tokens, as the memory allows: the model has {S} (--context N)")
+    return positions
 
 
 def pick_seed(options: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ from pyllm2.tokenizers.chat_template import find_chat_template
 
 FINE, BROKEN, NOT_SUPPORTED = 0, 1, 3
 FAR_OUT = 1e4  # no weight of a usable model is that large
-_UNSUPPORTED = ("not supported", "looks like", "unsupported", "refused")
+_UNSUPPORTED = ("not supported", "are supported", "looks like", "unsupported", "refused")
 # Of the right kind, had it been fetched or written as it should.
 _BROKEN = ("LFS", "web page", "download", "expected a JSON object")
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from pyllm2.cli import loading
 from tests.support.command import in_process
 from tests.support.llama2_files import byte_id, lay_out, saying
 
@@ -121,3 +127,17 @@ def test_a_seed_fixes_the_conversation(tmp_path: Path) -> None:
     one, again, other = (in_process((*argv, s), tmp_path, b"a\n").out for s in ("1", "1", "2"))
     assert one == again
     assert one != other
+
+
+def test_a_context_that_the_memory_cannot_hold_is_shortened(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By halves, not below 2,048, with a line that says so; --context is taken as it is."""
+    nbytes = SimpleNamespace(cache_nbytes=lambda positions: 1000 * positions)
+    model: Any = SimpleNamespace(config=SimpleNamespace(seq_len=131072), model=nbytes)
+    monkeypatch.setattr(loading.memory, "limit", lambda: 4 * 20_000_000)
+    assert loading.context_length(argparse.Namespace(context=None), model) == 16384
+    assert "context of 16384 tokens, as the memory allows" in capsys.readouterr().err
+    monkeypatch.setattr(loading.memory, "limit", lambda: 0)
+    assert loading.context_length(argparse.Namespace(context=None), model) == 2048
+    assert loading.context_length(argparse.Namespace(context=131072), model) == 131072

@@ -89,6 +89,14 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
 
 
+def of_integers(path: Path) -> None:
+    """A dtype that the format has and weights have not."""
+    data = path.read_bytes()
+    n = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + n].replace(b'"F32","shape":[1024,128]', b'"U32","shape":[1024,128]')
+    path.write_bytes(data[:8] + header + data[8 + n :])
+
+
 def with_nan(path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[:-4] + np.float32(np.nan).tobytes())
@@ -106,6 +114,7 @@ FAULTS: list[tuple[Any, int, str]] = [
     ),
     (lambda f: cut(f / "hf" / "model.safetensors"), 1, r"9 missing\): download incomplete\?"),
     (lambda f: with_nan(f / "hf" / "model.safetensors"), 1, "1 numbers are not finite"),
+    (lambda f: of_integers(f / "hf" / "model.safetensors"), 3, "dtype = U32: F32, F16, BF16 and"),
     (lambda f: (f / "hf" / "model.safetensors").write_text(LFS), 1, "a Git LFS pointer"),
     (lambda f: (f / "hf" / "model.safetensors").write_text("<html>" * 9), 1, "a web page"),
     (lambda f: (f / "hf" / "model.safetensors").unlink(), 1, "has no weights"),
