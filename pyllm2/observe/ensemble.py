@@ -46,7 +46,9 @@ class Spread:
     def bound(self, axes: int = 1) -> Bound:
         """The error is the same along the last `axes` axes: that of their largest spread."""
         over = tuple(range(self.value.ndim))[-axes:] if axes else ()
-        largest = np.max(self.squares, axis=over, keepdims=True) if over else self.squares
+        largest = (
+            np.max(self.squares, axis=over, keepdims=True, initial=0.0) if over else self.squares
+        )
         return self.value, CONFIDENCE * np.sqrt(largest / TRIALS) + TINY
 
 

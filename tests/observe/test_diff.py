@@ -13,12 +13,16 @@ from hypothesis import given
 
 from pyllm2 import backends
 from pyllm2.errors import BackendError, UsageError
+from pyllm2.inference.language_model import LanguageModel
+from pyllm2.llama2.config import Llama2Config
+from pyllm2.llama2.initial import random_weights
+from pyllm2.llama2.model import Llama2
 from pyllm2.observe.diff import compare, diff
 from pyllm2.observe.report import Report
 from pyllm2.observe.runs import Prompt, Step
 from pyllm2.observe.standard import Standard
 from tests.observe.broken import break_op
-from tests.observe.models import fixed, language_models
+from tests.observe.models import fixed, int8, language_models
 from tests.support.command import in_process
 from tests.support.llama2_files import lay_out
 from tests.support.profiles import few
@@ -61,6 +65,13 @@ def test_nothing_is_outside_on_any_backend(drawn: Any) -> None:
     if len(ids) > 1 and not own and not getattr(model.config, "beyond_run_c", {}):
         report = diff(model, able(), ids, training=True)
         assert report.passed, str(report)
+
+
+def test_a_group_wider_than_a_row_has_no_scales() -> None:
+    """Arrays without elements are compared too."""
+    config = Llama2Config(2, 1, 1, 1, 1, 1, 1)
+    model = Llama2(config, random_weights(config, True, 0), backends.engine("numpy"))
+    assert diff(LanguageModel(int8(model, 2), None, "numpy"), ["numpy"], [0]).passed
 
 
 def only_local(report: Report) -> set[str]:
