@@ -57,6 +57,16 @@ static inline void quarter_rows(float *out, const float *x, const float *w, int6
     }
 }
 
+/* out += b, row by row          out: (T, OC)  b: (OC,) */
+static void add_bias(float *out, const float *b, int64_t T, int64_t OC)
+{
+    for (int64_t t = 0; t < T; t++) {
+        for (int64_t o = 0; o < OC; o++) {
+            out[t * OC + o] += b[o];
+        }
+    }
+}
+
 enum { BLOCK = 64 };  /* tokens, a multiple of 4 */
 
 /* The same sums as the naive loops, each in order, four at a time.
@@ -93,8 +103,8 @@ void llama2_matmul(float *out, const float *x, const float *w, const float *b,
                                 1, C, OC - 4 * quarter);
         }
     }
-    for (int64_t i = 0; b != NULL && i < T * OC; i++) {
-        out[i] += b[i % OC];
+    if (b != NULL) {
+        add_bias(out, b, T, OC);
     }
 #endif
 }

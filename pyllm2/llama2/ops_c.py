@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pyllm2.compiling.c_library import (
     KeptBuffers,
     Library,
+    aligned_floats,
     floats,
     int8,
     int32,
@@ -258,7 +259,7 @@ class _Buffers:
         self._c, self._sizes = c, (B, T)
         self.config = _config(c, config, shared_classifier=1)
         self.acts = c.struct("activations")
-        self.memory = np.empty(c.activation_floats(self.config, B, T), np.float32)
+        self.memory = aligned_floats(c.activation_floats(self.config, B, T))
         c.activations_bind(self.acts, self.config, self.memory, B, T)
         self.losses = self.memory[-B * T :]  # the last of the buffers
         self.workspace: Array | None = None
@@ -267,7 +268,7 @@ class _Buffers:
         """The workspace, with arbitrary contents."""
         B, T = self._sizes
         if self.workspace is None:
-            self.workspace = np.empty(self._c.gradient_floats(self.config, B, T), np.float32)
+            self.workspace = aligned_floats(self._c.gradient_floats(self.config, B, T))
         gradients = self._c.struct("gradients")
         self._c.gradients_bind(gradients, self.config, self.workspace, B, T)
         return gradients
@@ -295,7 +296,7 @@ class _State:
         tables = {"cos": cache.cos, "sin": cache.sin}
         self.cache = c.struct("cache", positions=S, keys=cache.keys, values=cache.values, **tables)
         self.buffers = c.struct("state")
-        self.memory = np.empty(c.state_floats(self.config, S, T), np.float32)
+        self.memory = aligned_floats(c.state_floats(self.config, S, T))
         c.state_bind(self.buffers, self.config, self.memory, S, T)
         self._token, self._vocab_size = np.empty(1, np.int32), config.vocab_size
         structs = {"state": self.buffers, "cache": self.cache}

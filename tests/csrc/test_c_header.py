@@ -13,7 +13,7 @@ import pytest
 
 from pyllm2.compiling import c_build
 from pyllm2.compiling.c_header import parse, read_interface
-from pyllm2.compiling.c_library import KeptBuffers, library, writeable
+from pyllm2.compiling.c_library import KeptBuffers, aligned_floats, library, writeable
 from tests.csrc.program import CSRC, compile_c
 
 pytestmark = pytest.mark.skipif(
@@ -262,3 +262,10 @@ def test_every_file_includes_what_it_needs():
     """Each file compiles by itself, as C99, without a warning."""
     flags = "-std=c99 -Wall -Wextra -pedantic -Werror -Wno-unused-function -fsyntax-only".split()
     compile_c(os.devnull, *flags, *sorted(CSRC.rglob("*.c")))
+
+
+@pytest.mark.parametrize("n", [1, 17, 1000])
+def test_buffers_begin_on_a_cache_line(n):
+    """Also where NumPy's own memory does not."""
+    kept = [aligned_floats(n) for _ in range(8)]
+    assert all(a.ctypes.data % 64 == 0 and a.shape == (n,) for a in kept)
