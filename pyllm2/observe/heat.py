@@ -22,7 +22,7 @@ NEGATIVE: Colour = (255, 150, 70)
 NAN: Colour = (255, 0, 255)
 INFINITE: Colour = (255, 255, 255)
 SHADES = " .:-=+*#%@"
-MOST_ELEMENTS = 2**22  # of a larger array every n-th row is shown
+MOST_ELEMENTS = 2**20  # of a larger array every n-th row is shown
 
 
 @dataclass
@@ -92,8 +92,9 @@ def picture(array: Array, columns: int, rows: int) -> Picture:
     flat = array.reshape(-1, array.shape[-1]) if array.ndim > 1 else array.reshape(1, -1)
     every = max(1, -(-flat.size // MOST_ELEMENTS))
     every = every if len(flat) > every else 1
-    R, K = flat[::every].shape
-    numbers = np.arange(flat.size).reshape(flat.shape)[::every]
+    shown = flat[::every]
+    R, K = shown.shape
+    numbers = np.arange(shown.size).reshape(R, K)
     if R == 1 and columns < K:  # in lines, each as wide as the picture
         per_cell = -(-K // (columns * rows))
         numbers = _padded(numbers, 1, columns * per_cell).reshape(-1, columns * per_cell)
@@ -102,9 +103,9 @@ def picture(array: Array, columns: int, rows: int) -> Picture:
         elements = -(-R // rows), -(-K // columns)
     a, b = elements
     numbers = _padded(numbers, a, b)
-    R, K = numbers.shape
-    blocks = numbers.reshape(R // a, a, K // b, b).transpose(0, 2, 1, 3).reshape(R // a, K // b, -1)
-    values = np.append(array.reshape(-1).astype(np.float64), 0.0)[blocks]  # -1: the one appended
+    n, m = numbers.shape[0] // a, numbers.shape[1] // b
+    blocks = numbers.reshape(n, a, m, b).transpose(0, 2, 1, 3).reshape(n, m, -1)
+    values = np.append(shown.reshape(-1).astype(np.float64), 0.0)[blocks]  # -1: the one appended
     with np.errstate(all="ignore"):
         size = np.where(np.isnan(values), np.inf, np.abs(values))
     pick = np.argmax(np.where(blocks < 0, -1.0, size), axis=-1)[..., None]
@@ -112,6 +113,7 @@ def picture(array: Array, columns: int, rows: int) -> Picture:
     finite = values[np.isfinite(values)]
     scale = float(np.abs(finite).max()) if finite.size else 0.0
     chosen = np.take_along_axis(blocks, pick, -1)[..., 0]
+    chosen = np.where(chosen < 0, -1, chosen // K * every * K + chosen % K)  # in the whole array
     return Picture(values, chosen, array.shape, elements, scale, every)
 
 

@@ -41,9 +41,13 @@ def test_a_vector_is_read_in_lines() -> None:
 
 
 def test_a_huge_array_is_thinned_out() -> None:
-    """Its rows; the picture says so."""
-    found = heat.picture(np.ones((2**13, 2**11), np.float32), 10, 10)
+    """Its rows; the picture says so, and an element has its place in the whole array."""
+    array = np.ones((2**12, 2**10), np.float32)
+    array[8, 3] = 7
+    found = heat.picture(array, 10, 10)
     assert "every 4th row" in found.legend
+    assert found.index(0, 0) == (8, 3)
+    assert found.values[0, 0] == 7
 
 
 @pytest.mark.parametrize("empty", [(), (1,)])

@@ -58,7 +58,7 @@ class Screen:
         return "\n".join("".join(segment.text for segment in line) for line in lines)
 
 
-def on_screen(look: Look, run: Any = None, size: tuple[int, int] = (112, 32)) -> None:
+def on_screen(look: Look, run: Any = None, size: tuple[int, int] = (110, 26)) -> None:
     async def main(stepper: Stepper) -> None:
         app = StepApp(stepper)
         async with app.run_test(size=size) as pilot:
