@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import shutil
 import sys
@@ -96,12 +95,13 @@ def main(options: argparse.Namespace) -> int:
             _write(options.html, stepper.trace)
             return 0
         if not options.plain and sys.stdin.isatty() and sys.stdout.isatty():
-            if importlib.util.find_spec("textual") is not None:
+            try:
                 from pyllm2.observe.step_app import StepApp
-
+            except ImportError:
+                say("panes need textual: pip install 'pyllm2[step]'; these are the plain lines")
+            else:
                 StepApp(stepper).run()
                 return 0
-            say("panes need the textual package: pip install 'pyllm2[step]'; this is --plain")
         width = shutil.get_terminal_size((100, 24)).columns
         coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         step_plain.play(stepper, coloured, width)

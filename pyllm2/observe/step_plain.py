@@ -98,6 +98,8 @@ class PlainStep(cmd.Cmd):
         if not moved:
             error = self.stepper.error
             self.say(f"the run ended: {type(error).__name__}: {error}" if error else otherwise)
+        elif self.stepper.interrupted:
+            self.say("stopped")
         self.show()
 
     def _repeat(self, words: str, move: Callable[[], bool], otherwise: str) -> None:

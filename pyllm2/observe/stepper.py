@@ -109,6 +109,7 @@ class Stepper:
         self.line = 0  # of the lines of the op, if the stride is a line
         self.ended = False
         self.error: Exception | None = None  # what the model raised
+        self.interrupted = False  # whether Ctrl-C ended the last move
         self.tokens: list[int] = []  # of the run, so far
         self.computed_by: list[str] = []  # backend of each record
         self.changed: set[int] = set()  # records with a value that was set
@@ -334,7 +335,7 @@ class Stepper:
     def _begin(self, stop: Stop = lambda record: True) -> None:
         """Start the run and wait for the first op that `stop` accepts."""
         self._go: SimpleQueue[bool] = SimpleQueue()
-        self._said: SimpleQueue[tuple[bool, Exception | None]] = SimpleQueue()  # ended, error
+        self._stopped = threading.Event()
         specification = backends.ops("numpy", package=self.family)
         self.recorder = _Stopping(self.run.model, self.family, None, specification)
         self.recorder.stepper = self
@@ -348,20 +349,21 @@ class Stepper:
             raise self.error or UsageError("the run has no ops")
 
     def _resume(self, stop: Stop) -> None:
-        self._stop = stop
+        self._stop, self.interrupted = stop, False
+        self._stopped.clear()
         self._go.put(True)
         self._wait()
 
     def _wait(self) -> None:
         """Wait until the run stops or ends; Ctrl-C makes it stop after the op that is running."""
-        try:
-            self.ended, self.error = self._said.get()
-        except KeyboardInterrupt:
-            self.interrupt()
-            self.ended, self.error = self._said.get()
+        while not self._stopped.is_set():
+            try:
+                self._stopped.wait()
+            except KeyboardInterrupt:
+                self.interrupted = True
+                self.interrupt()
 
     def _work(self) -> None:
-        raised = None
         try:
             with np.errstate(all="ignore"):
                 self.tokens.clear()
@@ -369,8 +371,9 @@ class Stepper:
         except _Cancelled:
             return
         except Exception as error:
-            raised = error
-        self._said.put((True, raised))
+            self.error = error
+        self.ended = True
+        self._stopped.set()
 
     def traced(self, model: Any) -> Any:
         """The model, composed of ops that stop here."""
@@ -398,7 +401,7 @@ class Stepper:
             self.recorder.end(record, results)
         self.computed_by.append(self.backend)
         if self._stop(record):
-            self._said.put((False, None))
+            self._stopped.set()
             if not self._go.get():
                 raise _Cancelled
         values = tuple(record.outputs.values())

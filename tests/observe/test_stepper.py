@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -368,9 +371,32 @@ def test_an_error_of_the_model_ends_the_run() -> None:
         assert isinstance(s.error, IndexError)
 
 
-def test_many_ends_leave_no_thread() -> None:
-    import threading
+def test_ctrl_c_stops_after_the_op_that_runs() -> None:
+    """And the run can go on."""
+    with stepping(new_tokens=4) as s:
 
+        def press(record: Any) -> bool:
+            if record.index == 40:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                until = time.monotonic() + 60
+                while not s.interrupted and time.monotonic() < until:
+                    time.sleep(0.005)
+            return False
+
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            assert s.go(press)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert s.interrupted
+        assert 40 <= s.at < len(s.plan) * s.run.calls - 1
+        at = s.at
+        assert s.next()
+        assert s.at == at + 1
+        assert not s.interrupted
+
+
+def test_many_ends_leave_no_thread() -> None:
     before = threading.active_count()
     for _ in range(5):
         with stepping() as s:
