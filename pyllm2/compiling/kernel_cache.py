@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import numba
 from numba.core import caching, serialize
+from numba.core.runtime import rtsys
 
 from pyllm2.compiling import private
 
@@ -54,8 +55,11 @@ class _Cache(caching.FunctionCache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The compiled function, or None, whatever is the matter with its entry."""
+        # Numba's `load_overload` imports all that compiling may need first, which takes most of the
+        # time: `refresh`, as before it compiles. A kernel that is loaded needs its allocator.
         try:
-            return super().load_overload(sig, target_context)
+            rtsys.initialize(target_context)
+            return self._load_overload(sig, target_context)
         except Exception as error:
             log.debug("%s: %r: compiled anew", self.cache_path, error)
             return None

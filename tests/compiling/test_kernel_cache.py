@@ -197,3 +197,31 @@ def test_kernels_are_loaded_once_per_process(package: str) -> None:
     assert backends.ops("numba", 1, package) is backends.ops("numba", 1, package)
     backends.ops("numba", 2, package)
     assert numba_build._built.cache_info().misses == made
+
+
+LOAD = """
+import sys
+import numpy as np
+from pyllm2 import backends
+numba, numpy = backends.ops("numba-strict"), backends.ops("numpy")
+x = np.linspace(-3, 3, 12, dtype=np.float32).reshape(3, 4)
+same = [np.allclose(numba.softmax(x), numpy.softmax(x))]
+light = "numba.np.linalg" not in sys.modules
+same.append(np.allclose(numba.swiglu(x, 2 * x), numpy.swiglu(x, 2 * x)))
+print(same, light)
+"""
+
+
+@pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT", "0") != "0", reason="compiles nothing")
+def test_a_kernel_from_disk_does_not_load_what_compiling_needs(tmp_path: Path) -> None:
+    """That takes most of the time; a kernel that is compiled afterwards finds it all the same."""
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def found() -> str:
+        command = [sys.executable, "-c", LOAD]
+        return subprocess.run(command, env=env, capture_output=True, text=True).stdout.strip()
+
+    assert found() == "[True, True] False"
+    for file in tmp_path.rglob("*swiglu*"):
+        file.unlink()
+    assert found() == "[True, True] True"
