@@ -316,6 +316,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     names = [kind.name for kind in KINDS]
     parser.add_argument("--only", action="append", choices=names, help="this kind only")
+    parser.add_argument(
+        "--match", metavar="TEXT", help="of the chosen, those with this in the name"
+    )
     parser.add_argument("--count", type=int, default=60, help="bugs to plant in all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
     parser.add_argument("--list", action="store_true", help="name the bugs and plant none")
@@ -334,6 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for kind in kinds
         for bug in candidates(kind, options.seed)[: -(-options.count * kind.share // total)]
     ]
+    chosen = [c for c in chosen if re.search(options.match or "", c[1].name)]
     tables = op_tables()
     if options.list:
         for kind, bug in chosen:

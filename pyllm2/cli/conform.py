@@ -38,6 +38,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="its arguments, with {model} {tokenizer} {temperature} {topp} {seed} {steps} "
         "{prompt}; [...] is dropped without its value (default: as run.c)",
     )
+    parser.add_argument(
+        "--trainer",
+        action="store_true",
+        help="the program trains as llm.c's train_gpt2 does, without arguments: compare its losses",
+    )
     parser.add_argument("--list", action="store_true", help="print the properties and exit")
     parser.add_argument("--replay", metavar="DIR", help="run one finding again")
     parser.add_argument("--against", metavar="PROG", help="compare with this program instead")
@@ -101,6 +106,12 @@ def main(options: argparse.Namespace) -> int:
     from pyllm2.conform import report
 
     output = Output()
+    if options.list and options.trainer:
+        from pyllm2.conform import trainer
+
+        lines = [f"{case.name:<16} {case.cause}" for case in trainer.CASES]
+        output.write("\n".join(lines).encode() + b"\n")
+        return 0
     if options.list:
         output.write(report.listing().encode() + b"\n")
         return 0
@@ -110,6 +121,8 @@ def main(options: argparse.Namespace) -> int:
         raise UsageError("PROGRAM: expected a program to test (see pyllm2 conform --help)")
     if options.json:
         check_output(options.json)
+    if options.trainer:
+        return _trainer(options, output)
     session = _session(options)
     began = time.monotonic()
     outcome = session.smoke()
@@ -130,6 +143,41 @@ def main(options: argparse.Namespace) -> int:
     if options.json:
         _write_json(options.json, report.as_json(session, seconds))
     return EXIT_DIFFERS if session.failed else 0
+
+
+def _trainer(options: argparse.Namespace, output: Output) -> int:
+    """One line per case; exit codes as in the epilog."""
+    from pyllm2.conform import trainer
+    from pyllm2.conform.adapter import program_of
+    from pyllm2.conform.child import Limits
+
+    for flag in ("args", "against", "like", "cwd_tokenizer", "begin", "end", "vocab_size", "env"):
+        if getattr(options, flag):
+            raise UsageError(f"--{flag.replace('_', '-')}: not with --trainer")
+    names = [case.name for case in trainer.CASES]
+    for name in [*(options.only or ()), *(options.skip or ())]:
+        if name not in names:
+            raise UsageError(f"--only, --skip: {name!r} is none of {', '.join(names)}")
+    program = program_of(options.program)
+    limits = Limits(options.timeout, options.memory * 2**20)
+    results: list[Any] = []
+    for case in trainer.CASES:
+        if case.name not in (options.only or names) or case.name in (options.skip or ()):
+            continue
+        result, outcome = trainer.check(program, case, limits, Path(options.out))
+        if not results and not trainer.read_losses(outcome.out):
+            say(f"no losses came out: {outcome.ended}")
+            say(f"it finds {trainer.MODEL}, {trainer.TOKENIZER} and {trainer.DATA}*.bin")
+            output.write(outcome.out[:1000] + outcome.err[-1000:])
+            return EXIT_NOT_DRIVABLE
+        results.append(result)
+        lines = [f"{result.status:<8} {result.name:<14} {result.says}".rstrip()]
+        if result.status != "passes":
+            lines += [f"         usual cause: {result.cause}", f"         folder: {result.folder}"]
+        output.write("\n".join(lines).encode() + b"\n")
+    if options.json:
+        _write_json(options.json, {"results": [vars(result) for result in results]})
+    return EXIT_DIFFERS if any(r.status != "passes" for r in results) else 0
 
 
 def _session(options: argparse.Namespace) -> Any:

@@ -119,7 +119,7 @@ def whole_results(
 
     def tapping(ops: Any) -> Any:
         tapped[f"{name} (prompt)"] = ops
-        return with_ops(ops)
+        return with_ops(guarded.Announced(ops, "whole", run.name, name))
 
     setattr(rival, "with_ops", tapping)  # noqa: B010 (of this object only)
     try:

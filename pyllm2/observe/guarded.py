@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 from pyllm2.errors import PyLLM2Error
 from pyllm2.observe.judge import wrong
@@ -28,6 +29,26 @@ def at(kind: str, run: str, backend: str, op: str, place: str) -> None:
     if _board is not None:
         text = json.dumps([kind, run, backend, op, place[:500]]).encode()
         _board[: len(text) + 1] = text + b"\0"
+
+
+class Announced:
+    """Ops that say that they begin."""
+
+    def __init__(self, ops: Any, kind: str, run: str, backend: str) -> None:
+        self._ops, self._where = ops, (kind, run, backend)
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._ops, name)
+        if not callable(function):
+            return function
+
+        def announced(*arguments: Any, **keywords: Any) -> Any:
+            at(*self._where, name, "the whole pass")
+            found = function(*arguments, **keywords)
+            at(*self._where, "", "the whole pass")
+            return found
+
+        return announced
 
 
 def can_fork() -> bool:
