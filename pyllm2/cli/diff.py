@@ -125,16 +125,15 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _of_backends(options: argparse.Namespace) -> Report:
-    from pyllm2.observe.diff import diff
-    from pyllm2.observe.guarded import in_child
-    from pyllm2.observe.report import Report
+    from pyllm2.observe.diff import prepared
+    from pyllm2.observe.isolated import compare_safely
 
     names = _names(options)
     if options.prompt is None:
         options.prompt = PROMPT
     model, prompt = open_with_prompt(options, backend="numpy")
-    empty = Report(f"{', '.join(names)}: the comparison did not end", names)
-    return in_child(lambda: diff(model, names, prompt, options.backward), empty)
+    standard, title = prepared(model, names, prompt, options.backward)
+    return compare_safely(standard, names, title)
 
 
 def _explain(options: argparse.Namespace) -> int:

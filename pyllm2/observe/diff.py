@@ -43,6 +43,19 @@ def diff(
 
     Raises BackendError, ContextError, TokenizerError, UsageError.
     """
+    standard, title = prepared(model, names, prompt, training)
+    report = Report(title, list(names))
+    compare(report, standard, names)
+    return report
+
+
+def prepared(
+    model: LanguageModel,
+    names: Sequence[str],
+    prompt: str | bytes | Iterable[int],
+    training: bool = False,
+) -> tuple[Standard, str]:
+    """What the backends are compared with, and the title of the report. Raises as `diff`."""
     ids = prompt_ids(model, prompt)
     for name in names:
         backends.require(name)
@@ -53,10 +66,7 @@ def diff(
         subject = model.trainable
     else:
         run, subject = Prompt(ids), model.model
-    title = f"{len(ids)} tokens, {run.name}, {', '.join(names)}"
-    report = Report(title, list(names))
-    compare(report, Standard(subject, run), names)
-    return report
+    return Standard(subject, run), f"{len(ids)} tokens, {run.name}, {', '.join(names)}"
 
 
 def compare(report: Report, standard: Standard, names: Sequence[str]) -> None:
@@ -129,16 +139,22 @@ def whole_results(
 
 
 def compare_ops(
-    report: Report, standard: Standard, ops: Mapping[str, Any], whole: bool = False
+    report: Report,
+    standard: Standard,
+    ops: Mapping[str, Any],
+    whole: bool = False,
+    only: str | None = None,
 ) -> None:
     """Every op of every backend with the inputs of the reference.
 
-    whole: the ops belong to a whole pass
+    whole: the ops belong to a whole pass   only: this op
     """
     judge, run = standard.judge, standard.run
     outside: dict[tuple[str, str], Entry] = {}
     unknown = set()
     for record in standard.reference:
+        if only is not None and record.op != only:
+            continue
         bounded = standard.bounded(record)
         if bounded is None:
             unknown.add(record.op)

@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from pyllm2 import backends
+from pyllm2.errors import PyLLM2Error
 from pyllm2.formats.llama2c_q8 import quantize_weights
 from pyllm2.inference.language_model import LanguageModel
 from pyllm2.llama2 import ops
@@ -47,6 +48,14 @@ def language_models(draw: Any, families: tuple[str, ...] = ("llama2", "int8", "g
         model = int8(model, draw(st.sampled_from(divisors)))
     ids = draw(llama2.token_ids(model.config))
     return LanguageModel(model, None, "numpy"), ids.tolist()
+
+
+def can_train(model: LanguageModel) -> bool:
+    """Not int8, no classifier of its own, nothing that run.c has not."""
+    try:
+        return bool(model.trainable)
+    except PyLLM2Error:
+        return False
 
 
 def fixed(family: str, layers: int = 2) -> LanguageModel:

@@ -22,7 +22,7 @@ from pyllm2.observe.report import Report
 from pyllm2.observe.runs import Prompt, Step
 from pyllm2.observe.standard import Standard
 from tests.observe.broken import break_op
-from tests.observe.models import fixed, int8, language_models
+from tests.observe.models import can_train, fixed, int8, language_models
 from tests.support.command import in_process
 from tests.support.llama2_files import lay_out
 from tests.support.profiles import few
@@ -59,10 +59,7 @@ def test_nothing_is_outside_on_any_backend(drawn: Any) -> None:
     model, ids = drawn
     report = diff(model, able(), ids)
     assert report.passed, str(report)
-    own = hasattr(getattr(model.model, "weights", None), "classifier") and (
-        model.model.weights.classifier is not None
-    )
-    if len(ids) > 1 and not own and not getattr(model.config, "beyond_run_c", {}):
+    if len(ids) > 1 and can_train(model):
         report = diff(model, able(), ids, training=True)
         assert report.passed, str(report)
 

@@ -11,7 +11,8 @@ import pytest
 from pyllm2 import backends
 from pyllm2.errors import UsageError
 from pyllm2.observe import guarded
-from pyllm2.observe.diff import diff
+from pyllm2.observe.diff import diff, prepared
+from pyllm2.observe.isolated import compare_safely
 from pyllm2.observe.report import Report
 from tests.observe.broken import Broken
 from tests.observe.models import fixed
@@ -37,6 +38,27 @@ def test_an_op_that_ends_the_process_is_named(monkeypatch: pytest.MonkeyPatch) -
     assert (fault.kind, fault.ops, fault.where) == ("local", ("swiglu",), "layer 0 swiglu of w3")
     assert "ends the process, SIGKILL" in str(report)
     assert not report.passed
+
+
+def test_the_op_that_damaged_the_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends in another op, later."""
+    damaged = []
+
+    def damages(out: Any) -> Any:
+        damaged.append(1)
+        return out * 2
+
+    def dies(out: Any) -> Any:
+        if damaged:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return out
+
+    broken = Broken(Broken(backends.ops("numpy"), "rope", damages), "swiglu", dies)
+    monkeypatch.setattr(backends, "engine", lambda *_, **__: backends.Engine(broken, name="numpy"))
+    standard, title = prepared(fixed("llama2"), ["numpy"], IDS)
+    report = compare_safely(standard, ["numpy"], title)
+    assert [fault.ops for fault in report.faults] == [("rope",)]
+    assert "each op was then tried in a process of its own" in str(report)
 
 
 def test_a_report_comes_back_as_it_is() -> None:
