@@ -87,7 +87,7 @@ def _pass(record: Record, found: Trace) -> str:
         return f"update {record.call + 1}, {record.phase}"
     first, last = record.position, record.position + record.rows
     text = found.texts[first] if first < len(found.texts) else ""
-    return f"tokens {first + 1} to {last}" if record.rows > 1 else f"token {last} {text}"
+    return f"tokens {first + 1} to {last}" if record.rows > 1 else f"token {last} {text}".rstrip()
 
 
 def _input_names(record: Record) -> list[str]:

@@ -210,7 +210,8 @@ class HeatMap(Widget, can_focus=True):
         for k in range(columns):
             pair = [self._colour(row // zoom, k) for row in (2 * y, 2 * y + 1)]
             text, style = _cell(pair[0], pair[1])
-            cells.append(Segment(text * zoom, style))
+            # Where nothing is drawn, and behind half a cell, the ground is that of the pane.
+            cells.append(Segment(text * zoom, self.rich_style + style))
         return Strip(cells, columns * zoom).adjust_cell_length(self.size.width, self.rich_style)
 
     def _colour(self, row: int, column: int) -> heat.Colour | None:

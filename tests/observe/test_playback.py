@@ -77,7 +77,7 @@ def test_passes_and_updates_have_names() -> None:
     with Stepper(PromptRun(fixed("llama2"), IDS), compare_with=[]) as s:
         s.go(lambda record: False)
         data = data_of(playback_page(s.trace))
-    assert {op["pass"] for op in data["ops"]} == {f"token {n} " for n in (1, 2, 3, 4)}
+    assert {op["pass"] for op in data["ops"]} == {f"token {n}" for n in (1, 2, 3, 4)}
     with Stepper(training_run(fixed("gpt2"), IDS), compare_with=[]) as s:
         s.go(lambda record: False)
         data = data_of(playback_page(s.trace))
