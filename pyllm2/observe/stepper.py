@@ -285,6 +285,8 @@ class Stepper:
         follow. Raises UsageError.
         """
         name, kind, value = assigned(statement, self.record, {"t": self.trace})
+        if kind == "input":
+            self._check_input(statement, name, value)
         self._rewind()
         if kind == "output":
             names = list(self.record.outputs)
@@ -296,6 +298,29 @@ class Stepper:
             self._replace(self._computed(self.record))
         self.changed.add(self.at)
         return name
+
+    def _check_input(self, statement: str, name: str, value: Any) -> None:
+        """Refuse what an op of C could not bear: ids that are none, sizes; and what NumPy refuses.
+
+        Raises UsageError.
+        """
+        whole = isinstance(value, int) or (
+            isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.itemsize > 1
+        )
+        if whole and not isinstance(value, np.ndarray):
+            raise UsageError(f"{statement.strip()}: a size is part of the op and cannot be set")
+        V = self.run.model.config.vocab_size
+        if whole and not ((value >= 0) & (value < V)).all():
+            raise UsageError(f"{statement.strip()}: expected ids from 0 to {V - 1}")
+        ops = backends.ops("numpy", package=package_of(self.family, self.record.op))
+        inputs = {**self.record.inputs, name: value}
+        inputs |= {n: inputs[n].copy() for n in IN_PLACE.get(self.record.op, ())}
+        try:
+            with np.errstate(all="ignore"):
+                getattr(ops, self.record.op)(*inputs.values())
+        except Exception as error:  # whatever a value makes of an op
+            words = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UsageError(f"{statement.strip()}: {self.record.op} raises {words}") from None
 
     def use(self, backend: str) -> None:
         """Compute this op and those after it with another backend. Raises BackendError."""

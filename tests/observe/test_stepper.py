@@ -264,6 +264,29 @@ def test_a_wrong_change_is_refused(statement: str, words: str) -> None:
         assert not s.changed
 
 
+def test_ids_and_sizes_are_checked_before_an_op_of_c_gets_them() -> None:
+    """An id outside the vocabulary, a number of heads; another id is welcome."""
+    with stepping("gpt2") as s:
+        for wrong in ("tokens[0] = 30", "tokens[0] = -1", "tokens[0] = 2**40"):
+            with pytest.raises(UsageError, match="expected ids from 0 to 29"):
+                s.assign(wrong)
+        before = s.record.output.copy()
+        s.assign("tokens[0] = 3")
+        assert not np.array_equal(s.record.output, before)
+        s.run_to("op=attention_forward")
+        with pytest.raises(UsageError, match="a size is part of the op"):
+            s.assign("NH = 0")
+    with stepping("int8") as s:
+        s.run_to("op=matmul_q8")
+        s.assign("x[:] = 1")
+        assert (s.record.inputs["x"] == 1).all()
+    with stepping("llama2") as s:
+        s.run_to("op=rmsnorm")
+        s.record.inputs["eps"] = None  # an optional input takes anything
+        with pytest.raises(UsageError, match="rmsnorm raises ValueError"):
+            s.assign("eps = 'x'")
+
+
 def test_expressions() -> None:
     with stepping() as s:
         s.run_to("layer=1 op=attention")
