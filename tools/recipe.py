@@ -79,12 +79,14 @@ def train(
     s = dict(settings)
     V, T, total = int(s.pop("vocab")), int(s.pop("context")), int(s.pop("total"))
     total = total or sizing.tokens_per_update(tokens)
+    rate = s.pop("learning_rate")
     B = batch(total, T)
     tokenizer, ids = data.tokenizer(V)
     config = family.descriptor(f"{s.pop('shape')},context={T}", V)
     steps = max(20, tokens // total)
     warmup = max(1, int(s.pop("warmup") * steps))
     seed, dropout = int(s.pop("seed")), float(s.pop("dropout"))
+    s["learning_rate"] = sizing.learning_rate(config.dim) if rate is None else rate
     recipe = Recipe(B, T, total, steps, warmup=warmup, seed=seed, dropout=dropout, **s)
     engine = backends.engine(backend, threads, "llama2")
     model = family.build(config, family.initial_parameters(config, seed), engine, dropout, seed)
@@ -117,7 +119,7 @@ def defaults(data: Data) -> dict[str, Any]:
         "shape": sizing.SHAPES[3],
         "context": 256,
         "total": 0,
-        "learning_rate": sizing.LEARNING_RATE,
+        "learning_rate": None,
         "warmup": sizing.WARMUP,
         "weight_decay": sizing.WEIGHT_DECAY,
         "dropout": 0.0,

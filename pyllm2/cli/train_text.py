@@ -163,6 +163,11 @@ def _choose(options: argparse.Namespace, V: int, context: int, tokens: int) -> s
     return choice
 
 
+def _dim(shape: str) -> int:
+    """Example: "dim=32,layers=3,heads=4" -> 32"""
+    return int(shape.partition(",")[0].removeprefix("dim="))
+
+
 def batch(per_update: int, context: int) -> int:
     """Rows per forward pass: all of an update, up to MOST_ROWS."""
     return min(MOST_ROWS, per_update // context)
@@ -198,7 +203,7 @@ def _arguments(options: argparse.Namespace, choice: sizing.Choice, context: int)
         "--total-batch": total_batch,
         "--steps": steps,
         "--warmup": max(1, int(sizing.WARMUP * steps)),
-        "--learning-rate": sizing.LEARNING_RATE,
+        "--learning-rate": sizing.learning_rate(_dim(choice.shape)),
         "--weight-decay": sizing.WEIGHT_DECAY,
         "--beta2": sizing.BETA2,
         "--val-every": max(1, steps // VALIDATIONS),

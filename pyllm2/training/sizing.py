@@ -22,7 +22,7 @@ SHAPES = (
 # The recipe, found by tools/recipe.py.
 TOKENS_PER_UPDATE = [(2_000_000, 512)]  # (longest run in tokens, tokens per update)
 LONG_RUN_PER_UPDATE = 1024
-LEARNING_RATE = 4e-3  # at its peak
+HIGHEST_RATE, RATE_TIMES_DIM = 8e-3, 0.5  # peak learning rate: 8e-3 up to dim=64, then 0.5 / dim
 WARMUP = 0.05  # of the updates
 WEIGHT_DECAY = 0.1
 BETA2 = 0.95
@@ -46,6 +46,11 @@ def vocabulary_size(nbytes: int) -> int:
         if nbytes <= most:
             return pieces
     return LARGEST_VOCABULARY
+
+
+def learning_rate(dim: int) -> float:
+    """Peak learning rate of a model of that width, to two digits."""
+    return float(f"{min(HIGHEST_RATE, RATE_TIMES_DIM / dim):.1e}")
 
 
 def tokens_per_update(tokens: int) -> int:

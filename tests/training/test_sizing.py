@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 from pyllm2.cli.train_text import batch
 from pyllm2.llama2.initial import descriptor
 from pyllm2.training.sizing import (
+    HIGHEST_RATE,
     LARGEST_VOCABULARY,
     PARAMETERS_PER_TOKEN,
     SHAPES,
     TOKENS_PER_PARAMETER,
     choose,
+    learning_rate,
     tokens_per_update,
     vocabulary_size,
 )
@@ -76,3 +78,9 @@ def test_an_update_is_whole_batches(tokens: int, log_context: int) -> None:
     assert rows >= 1
     assert per_update % (rows * context) == 0
     assert per_update <= tokens_per_update(2 * tokens)
+
+
+@given(st.integers(1, 10**5))
+def test_a_wider_model_never_has_a_higher_rate(dim: int) -> None:
+    """Up to the highest."""
+    assert 0 < learning_rate(dim + 1) <= learning_rate(dim) <= HIGHEST_RATE
