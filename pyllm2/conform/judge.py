@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pyllm2.conform.adapter import ids_of
 from pyllm2.conform.case import Case, show
 from pyllm2.conform.child import Outcome
+from pyllm2.conform.laws import broken_law
 from pyllm2.conform.reference import Expected
 
 OK = "ok"
@@ -64,6 +65,8 @@ def judge(case: Case, wanted: Expected, outcome: Outcome, text: bytes) -> Verdic
         verdict = _judge_start(wanted, text)
     elif case.judge == "text":
         verdict = _judge_text(wanted, text)
+    elif case.judge == "law":
+        verdict = _judge_law(case, found)
     elif case.judge == "between":
         verdict = _judge_between(wanted, text)
     else:
@@ -128,6 +131,16 @@ def _judge_count(wanted: Expected, found: list[int]) -> Verdict:
     return verdict
 
 
+def _judge_law(case: Case, found: list[int]) -> Verdict:
+    """What holds whatever the random numbers are."""
+    if not found:
+        return Verdict("ids", "no ids")
+    broken = broken_law(case, [i for i in found if i < case.vocab_size])
+    if broken is None:
+        return Verdict(OK)
+    return Verdict("ids", broken[1], broken[0], None, [], found)
+
+
 def _judge_between(wanted: Expected, text: bytes) -> Verdict:
     """The bytes from the first to the last tracer of the text: nothing between pieces."""
     want = _from_tracer_to_tracer(wanted.text)
@@ -169,4 +182,4 @@ def _judge_stdout(wanted: Expected, text: bytes) -> Verdict:
     return Verdict("bytes", f"stdout is {show(text[:300])} in place of {show(want)}")
 
 
-WAYS = ("ids", "count", "between", "start", "text", "stdout", "refusal", "survives")
+WAYS = ("ids", "count", "between", "start", "text", "stdout", "refusal", "survives", "law")

@@ -27,6 +27,18 @@ def sampled(*rows: dict[str, Any], **fixed: Any) -> Draw:
     return draw
 
 
+def law(*rows: dict[str, Any], **fixed: Any) -> Draw:
+    """Sampled ids whose random numbers are not known; the model is drawn by its greedy ids."""
+
+    def draw(maker: Maker, i: int) -> tuple[Case, Expected]:
+        row = {**fixed, **rows[i % len(rows)]}
+        steps = row.pop("steps", 12)
+        case, run = maker.draw(maker.base(steps=steps, loudness=4.0), 1 + 100 * i, 3)
+        return case.but(**row, judge="law"), run
+
+    return draw
+
+
 def plain(*rows: dict[str, Any], **fixed: Any) -> Draw:
     """Greedy ids, with these changes."""
 
@@ -154,6 +166,25 @@ PROPERTIES = (
         needs=("top-p",),
         words=(*_SAMPLED, "topp"),
         run_c_only=True,
+    ),
+    Property(
+        "nucleus-law",
+        "without a seed: every id is among the most probable ones that add up to p",
+        "ids are drawn from all, or the order is wrong",
+        law({"topp": 0.5}, {"topp": 0.25}, {"topp": 0.5, "temperature": 3.0}, temperature=1.0),
+        needs=_FULL,
+        words=("temperature", "topp"),
+        without="seed",
+    ),
+    Property(
+        "hot-law",
+        "without a seed: at temperature 100 ids are nearly uniform, and new ones at each step",
+        "a temperature above 1 is ignored, or the random number never changes",
+        law({"temperature": 100.0, "topp": 1.0}, steps=24),
+        cases=3,
+        needs=_FULL,
+        words=("temperature",),
+        without="seed",
     ),
     Property(
         "negative-temperature",

@@ -21,7 +21,7 @@ class Property:
     draw: the i-th case; it raises NoCaseError if there is none
     cases: how many are tried on a program that is fast
     switch: of the dialect, whose older value the cases also judge
-    needs_scores: of the vocabulary
+    needs_scores: of the vocabulary   without: only for programs that lack this word
     """
 
     name: str
@@ -34,3 +34,4 @@ class Property:
     switch: str = ""
     needs_scores: bool = False
     run_c_only: bool = False
+    without: str = ""

@@ -128,7 +128,8 @@ class Session:
 
     def chosen(self) -> list[Property]:
         only, skip = self.options.only, self.options.skip
-        return [p for p in PROPERTIES if (not only or p.name in only) and p.name not in skip]
+        fitting = [p for p in PROPERTIES if not p.without or p.without not in self.maker.has]
+        return [p for p in fitting if (not only or p.name in only) and p.name not in skip]
 
     def check_all(self) -> Iterator[Result]:
         """Every property, then drawn cases while there is time."""

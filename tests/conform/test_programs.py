@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyllm2.conform import child
-from pyllm2.conform.adapter import Adapter
+from pyllm2.conform.adapter import Adapter, parse
 from pyllm2.conform.case import Case
 from pyllm2.conform.properties import BY_NAME
 from pyllm2.conform.result import FAILURES, NOT_TESTED, PASSES, Result
@@ -45,6 +45,9 @@ def checked(adapter: Adapter, folder: Path, **options: object) -> list[Result]:
     return list(session.check_all())
 
 
+_NEEDED = ("smoke", *BY_NAME["hot-law"].needs)
+
+
 def not_passing(results: list[Result]) -> list[str]:
     return [f"{r.name}: {r.status}: {r.why}" for r in results if r.status != PASSES]
 
@@ -53,7 +56,26 @@ def test_our_run_passes_everything(ours: Path, tmp_path: Path) -> None:
     """All properties, each by its name."""
     results = checked(Adapter((str(ours),)), tmp_path)
     assert not not_passing(results)
-    assert {r.name for r in results} == {*BY_NAME, "stories"}
+    fitting = {name for name, found in BY_NAME.items() if found.without != "seed"}
+    assert {r.name for r in results} == {*fitting, "stories"}
+
+
+NO_SEED = parse("{model} -z {tokenizer} -t {temperature} [-p {topp}] [-n {steps}]")
+LAWS = ("nucleus-law", "hot-law")
+
+
+def test_laws_of_sampling_hold_without_a_seed(ours: Path, tmp_path: Path) -> None:
+    results = checked(Adapter((str(ours),), NO_SEED), tmp_path, only=(*_NEEDED, *LAWS))
+    assert not not_passing(results)
+    assert {*LAWS} < {r.name for r in results}
+
+
+@pytest.mark.parametrize("name", ["temperature above 1 ignored", "state never advances"])
+def test_a_law_finds_a_wrong_sampler(name: str, tmp_path: Path) -> None:
+    (wrong,) = [w for w in WRONG if w.name == name]
+    program = build(wrong, tmp_path / "wrong")
+    results = checked(Adapter((str(program),), NO_SEED), tmp_path, only=(*_NEEDED, *LAWS))
+    assert [r.name for r in results if r.status in FAILURES] == ["hot-law"]
 
 
 def test_a_port_in_float64_passes(tmp_path: Path) -> None:
