@@ -65,8 +65,18 @@ class Library:
         return call
 
     def prepared(self, name: str, **known: Any) -> Callable[..., Any]:
-        """`library.name` with some arguments given once for all calls."""
+        """`library.name` with some arguments given once for all calls.
+
+        With OpenMP the call takes a number of threads, by name, at most `most_threads`.
+        """
         return self._on_threads(self._function(name).prepared(self._loaded, **known))
+
+    @property
+    def most_threads(self) -> int:
+        """The number of threads that functions use; 1 without OpenMP."""
+        if not hasattr(self._loaded, "omp_set_num_threads"):
+            return 1
+        return self._threads or _usual_threads(self._loaded)
 
     def _function(self, name: str) -> Function:
         try:
@@ -116,11 +126,14 @@ _all_buffers: weakref.WeakSet[KeptBuffers[Any]] = weakref.WeakSet()
 def _on_threads(
     loaded: ctypes.CDLL, threads: int | None, call: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """The call on `threads` threads, or on one in a forked child."""
+    """The call on `threads` threads, or on one in a forked child.
+
+    It takes another number by name.
+    """
     usual = threads or _usual_threads(loaded)
 
-    def with_threads(*arguments: Any) -> Any:
-        wanted = 1 if _forked else usual
+    def with_threads(*arguments: Any, threads: int = usual) -> Any:
+        wanted = 1 if _forked else threads
         if _openmp.threads != wanted:
             loaded.omp_set_num_threads(ctypes.c_int32(wanted))
             _openmp.threads = wanted

@@ -7,6 +7,7 @@ results of the composition of the ops.
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from pyllm2.compiling.c_library import (
     library,
     writeable,
 )
+from pyllm2.compiling.pace import Pace
 
 Array = NDArray[np.float32]
 Int8 = NDArray[np.int8]
@@ -37,6 +39,7 @@ class Ops:
     def __init__(self, build: str, threads: int | None = None) -> None:
         self.build = build
         self._c = library("llama2", build, threads)
+        self._paces: dict[Any, Pace] = {}
         self._buffers = KeptBuffers(lambda config, B, T: _Buffers(self._c, config, B, T))
 
     def embedding(self, tokens: Tokens, table: Array) -> Array:
@@ -204,7 +207,7 @@ class Ops:
         """`Llama2.forward` in one call of C. The buffers stay with the cache between calls."""
         T, state = len(tokens), cache.engine_state
         if state is None or state.buffers.max_tokens < T:
-            state = cache.engine_state = _State(self._c, model, cache, T)
+            state = cache.engine_state = _State(self._c, model, cache, T, self._pace(model))
         if T == 1:
             return state.decode(tokens[0], pos)
         tokens = int32(tokens)
@@ -212,6 +215,11 @@ class Ops:
         structs = state.buffers, state.cache, state.config, state.weights
         self._c.forward(logits, *structs, tokens, T, pos, not last_only)
         return logits
+
+    def _pace(self, model: Any) -> Pace:
+        """The pace of decoding with a model, which all its conversations share."""
+        shape = model.config, type(model.weights.wq)
+        return self._paces.setdefault(shape, Pace(self._c.most_threads))
 
     def losses(self, model: Any, tokens: Tokens, targets: Tokens) -> Array:
         """`TrainableLlama2.losses` in one call of C.
@@ -277,7 +285,7 @@ class _Buffers:
 class _State:
     """The structs that `llama2_forward` reads, over the arrays of a model and a cache."""
 
-    def __init__(self, c: Library, model: Any, cache: Any, T: int) -> None:
+    def __init__(self, c: Library, model: Any, cache: Any, T: int, pace: Pace) -> None:
         config, w, S = model.config, model.weights, cache.positions
         matrices = {name: getattr(w, name) for name in "wq wk wv wo w1 w2 w3 classifier".split()}
         vectors = "token_embedding attention_norm ffn_norm final_norm".split()
@@ -298,6 +306,7 @@ class _State:
         self.buffers = c.struct("state")
         self.memory = aligned_floats(c.state_floats(self.config, S, T))
         c.state_bind(self.buffers, self.config, self.memory, S, T)
+        self._pace = pace
         self._token, self._vocab_size = np.empty(1, np.int32), config.vocab_size
         structs = {"state": self.buffers, "cache": self.cache}
         structs |= {"config": self.config, "weights": self.weights}
@@ -307,7 +316,12 @@ class _State:
         """The logits after one token at a position, (1, V)."""
         logits = np.empty((1, self._vocab_size), np.float32)
         self._token[0] = token
-        self._decode(logits, pos)
+        if self._pace.most == 1:
+            self._decode(logits, pos)
+        else:
+            began = perf_counter()
+            self._decode(logits, pos, threads=self._pace.threads)
+            self._pace.record(perf_counter() - began)
         return logits
 
 

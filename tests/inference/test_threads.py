@@ -25,6 +25,8 @@ from pyllm2.gpt2 import checkpoint as gpt2
 from pyllm2.gpt2.config import GPT2Config
 from pyllm2.llama2 import checkpoint as llama2
 from pyllm2.llama2.config import Llama2Config
+from pyllm2.llama2.initial import random_weights
+from pyllm2.llama2.model import Llama2
 from pyllm2.llama2.training import TrainableLlama2
 from pyllm2.parameters import Parameters
 from tests.support.profiles import few
@@ -246,3 +248,35 @@ def test_more_threads_than_processors_are_noted_once(caplog: pytest.LogCaptureFi
             backends.ops.__wrapped__("numpy", threads)
     expected = f"{many} threads, but {many - 1} processors: fewer may be faster"
     assert caplog.messages == [expected]
+
+
+class Drawn:
+    """A pace that takes its numbers of threads from a list."""
+
+    most = 2
+
+    def __init__(self, numbers: list[int]) -> None:
+        self._numbers = iter(numbers)
+
+    @property
+    def threads(self) -> int:
+        return next(self._numbers)
+
+    def record(self, seconds: float) -> None:
+        assert seconds > 0
+
+
+def test_the_threads_of_c_may_change_from_token_to_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they do on a busy machine: the bits are those of one thread."""
+    engine_of("c")
+    config = Llama2Config(256, 256, 1, 4, 2, 256, 8)  # products large enough for threads
+    model = Llama2(config, random_weights(config, True, 1), backends.engine("c"))
+    logits = []
+    for numbers in ([1] * 6, [2, 1, 2, 2, 1, 2]):
+        drawn = Drawn(numbers)
+        monkeypatch.setattr(model.ops, "_pace", functools.partial(lambda pace, _: pace, drawn))
+        cache = model.new_cache(6)
+        logits.append([model.forward(np.array([i]), i, cache) for i in range(6)])
+        with pytest.raises(StopIteration):
+            _ = drawn.threads  # all have been used
+    np.testing.assert_array_equal(*logits)
