@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -361,7 +362,9 @@ class Stepper:
         """Start the run and wait for the first op that `stop` accepts."""
         self._go: SimpleQueue[bool] = SimpleQueue()
         self._stopped = threading.Event()
-        specification = backends.ops("numpy", package=self.family)
+        packages = ("training", self.family)  # the optimizer's arguments have names too
+        parts = [vars(backends.ops("numpy", package=package)) for package in packages]
+        specification = SimpleNamespace(**{n: f for part in parts for n, f in part.items()})
         self.recorder = _Stopping(self.run.model, self.family, None, specification)
         self.recorder.stepper = self
         self.ended, self.error, self._stop = False, None, stop

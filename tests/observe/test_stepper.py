@@ -348,6 +348,20 @@ def test_training_ends_at_the_parameters_of_the_trainer(family: str) -> None:
         assert all(r.inputs["w"].tobytes() != r.outputs["w"].tobytes() for r in s.records[-3:])
 
 
+@pytest.mark.parametrize("backend", backends.NAMES)
+def test_every_backend_trains(backend: str) -> None:
+    """The optimizer of each names its arguments as the specification does."""
+    if backends.why_not(backend):
+        pytest.skip(f"{backend} {backends.why_not(backend)}")
+    with Stepper(training_run(fixed("gpt2"), IDS), backend, compare_with=[backend]) as s:
+        ends(s)
+        assert s.error is None
+        names = "w dw m v t lr beta1 beta2 eps weight_decay scale".split()
+        assert list(s.record.inputs) == names
+        assert not [n for r in s.records for n in r.inputs if n.startswith("arg")]
+        assert s.compare().measures[backend].inside
+
+
 def test_weights_that_are_set_in_an_update_are_used_in_the_next() -> None:
     run = training_run(fixed("llama2"), IDS, updates=2)
     with Stepper(run, compare_with=[]) as s:
