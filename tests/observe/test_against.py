@@ -298,6 +298,36 @@ def test_the_names_of_parts_are_read() -> None:
 
 
 @needs_golden
+@pytest.mark.parametrize("name", ["llama-mha-f32-sharded", "qwen3", "mistral-sliding", "gpt2-f32"])
+def test_recorded_hidden_states_of_transformers_are_inside(name: str) -> None:
+    """In float64, of a folder as `save_pretrained` writes it."""
+    import pyllm2
+
+    folder = golden("real", "hf", name)
+    report = against(pyllm2.load(folder, backend="numpy"), folder / "expect.npz")
+    assert report.passed, str(report)
+    assert {"against", "layer"} == {entry.kind for entry in report.entries}
+
+
+@needs_golden
+def test_a_layer_of_a_real_folder_that_is_wrong_is_named() -> None:
+    """Queries and keys exchanged; RoPE unpermuted."""
+    import pyllm2
+
+    folder = golden("real", "hf", "llama-mha-f32-sharded")
+    for cause, words in (("exchanged", "matmul"), ("unpermuted", "rope")):
+        model = pyllm2.load(folder, backend="numpy")
+        w, NH = model.model.weights, model.config.n_heads
+        if cause == "exchanged":
+            swap(w.wq[1], w.wk[1])
+        else:
+            w.wq[1], w.wk[1] = half_split(w.wq[1], NH), half_split(w.wk[1], NH)
+        report = against(model, folder / "expect.npz")
+        assert named(report) == [((words,), f"layer 1 wq and wk {words}")], str(report)
+        assert cause in report.faults[0].text
+
+
+@needs_golden
 def test_a_recorded_dump_with_logits_alone() -> None:
     """transformers in float64, of a GGUF file's weights."""
     import pyllm2
