@@ -204,6 +204,7 @@ def _trainable(source: Source) -> tuple[Llama2Config, llama2c.Header]:
     """Config and header. Raises FileError for int8 weights or a classifier of its own."""
     header = llama2c.read_header(source)
     if header.version == 2 or not header.shared_classifier:
+        llama2c.refuse_if_another_kind(source)
         what = "int8" if header.version == 2 else "a model with a classifier of its own"
         raise FileError(
             source.path, f"is {what}: training needs float32 weights and a shared classifier"
