@@ -48,6 +48,7 @@ STRIDES = ("pass", "layer", "op", "line")
 IN_PLACE = {"adamw_update": ("w", "m", "v")}  # inputs that an op writes instead of returning them
 # Inputs that the model overwrites after the op: kept as copies.
 OVERWRITTEN = {"embedding_backward": 2, "encoder_backward": 2}
+SIGNALS_EVERY = 0.1  # seconds: one that comes just before a wait does not end it
 Stop = Callable[[Record], bool]
 Planned = tuple[str, int | None, str]  # phase, layer, name of an op that has not run yet
 
@@ -384,9 +385,10 @@ class Stepper:
 
     def _wait(self) -> None:
         """Wait until the run stops or ends; Ctrl-C makes it stop after the op that is running."""
-        while not self._stopped.is_set():
+        while True:
             try:
-                self._stopped.wait()
+                if self._stopped.wait(SIGNALS_EVERY):
+                    return
             except KeyboardInterrupt:
                 self.interrupted = True
                 self.interrupt()
