@@ -168,11 +168,16 @@ def test_every_seed_of_the_range_is_one_fixed_story(seed: str, tmp_path: Path) -
 
 
 def test_an_absurd_context_costs_only_what_is_used(tmp_path: Path) -> None:
-    """Rows 10 and 76: v1 stores no tables of that length; a full cache is refused in one line."""
+    """Rows 10 and 76: v1 stores no tables of that length; a chat takes what the memory holds.
+
+    A cache of the whole context, asked for by name, is refused in one line.
+    """
     huge = patched(1, seq_len=INT_MAX)
     good = outcome_with(tmp_path, (*GENERATE, *PROMPT))
     assert outcome_with(tmp_path, (*GENERATE, *PROMPT), m=huge).out == good.out
-    refused = outcome_with(tmp_path, (*CHAT, "--prompt", "b"), m=huge)
+    chat = (*CHAT, "--prompt", "b")
+    assert f"the model has {INT_MAX}" in outcome_with(tmp_path, chat, m=huge).err.decode()
+    refused = outcome_with(tmp_path, (*chat, "--context", str(INT_MAX)), m=huge)
     # per position: 2 layers of 4 keys and 4 values in float32, and the tables with temporaries
     needed = f"needs {INT_MAX * (2 * 8 * 4 + 16 * 2) / 1e6:,.0f} MB for the key/value cache"
     assert (refused.code, refused.out) == (1, b"")
