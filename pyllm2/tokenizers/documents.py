@@ -97,6 +97,8 @@ def _template(front: Sequence[int], back: Sequence[int], texts: Mapping[int, str
         return None
 
     def token(i: int) -> dict[str, Any]:
+        if i not in texts:
+            raise TokenizerError(f"id {i} is put around a text, and is no token")
         return {"SpecialToken": {"id": texts[i], "type_id": 0}}
 
     single = [*map(token, front), {"Sequence": {"id": "A", "type_id": 0}}, *map(token, back)]

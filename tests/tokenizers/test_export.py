@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyllm2 import stories
-from pyllm2.tokenizers import from_gguf, load_tokenizer
+from pyllm2.errors import TokenizerError
+from pyllm2.tokenizers import documents, from_gguf, load_tokenizer
 from pyllm2.tokenizers.byte_level import ByteLevelTokenizer
 from pyllm2.tokenizers.export import gguf_metadata, huggingface_files
 
@@ -58,3 +59,9 @@ def test_a_folder_of_ours_is_read_back(ours: list[Any], tmp_path: Path) -> None:
         assert again.encode_prompt("the aaaa\n") == tokenizer.encode_prompt("the aaaa\n")
         assert again.begin == tokenizer.begin
         assert again.end == tokenizer.end
+
+
+def test_an_id_around_a_text_without_a_token_is_refused() -> None:
+    """A damaged GGUF said so: the KeyError was a traceback."""
+    with pytest.raises(TokenizerError, match="id 256 is put around a text, and is no token"):
+        documents._template((256,), (), {1: "a"})
