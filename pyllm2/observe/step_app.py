@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,6 +11,7 @@ from textual import events, on
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.css.query import NoMatches
 from textual.screen import ModalScreen
 from textual.widgets import Footer, Input, OptionList, Static
 
@@ -21,6 +23,7 @@ from pyllm2.observe.step_widgets import ALL, LANGUAGES, HeatMap, Ops, Values, so
 from pyllm2.observe.stepper import Stepper
 
 NARROW = 110  # columns; with fewer, source and values stand above each other
+QUITTING = suppress(NoMatches)  # late events find a screen whose widgets have gone
 PATIENCE = 0.3  # seconds after which a move says that it is still running
 ASKED = {
     "run": "run to (layer=2 op=attention, not finite, |out| > 10; nothing: the end)",
@@ -169,7 +172,7 @@ class StepApp(App[None]):
         if self.busy:
             return
         s = self.stepper
-        with self.batch_update():
+        with QUITTING, self.batch_update():
             self.query_one("#heading", Static).update(step_text.heading(s))
             self.query_one(Ops).show(step_text.tree(s), s.at)
             self._show_source()
@@ -184,25 +187,25 @@ class StepApp(App[None]):
         self.query_one("#code", Static).update(code)
 
     def _show_value(self) -> None:
-        value = self.query_one(Values).chosen
-        array = np.asarray(value.value if value is not None else None)
-        number = array.dtype.kind in "fiub" and array.size > 0
-        self.query_one(HeatMap).show(array if number else None)
+        with QUITTING:
+            value = self.query_one(Values).chosen
+            array = np.asarray(value.value if value is not None else None)
+            number = array.dtype.kind in "fiub" and array.size > 0
+            self.query_one(HeatMap).show(array if number else None)
 
     @on(HeatMap.Moved)
     def _show_element(self) -> None:
-        if not self.query(Values):  # the screen is being taken down
-            return
-        value, found = self.query_one(Values).chosen, self.query_one(HeatMap)
-        lines = []
-        index = found.index
-        if value is not None and index is not None and found.found is not None:
-            array = np.asarray(found.array)
-            where = ", ".join(map(str, index))
-            lines = [f"{value.name}[{where}] = {array[index]!s}", found.found.legend]
-        words = step_text.predictions(self.stepper) if not self.busy else ""
-        text = "\n".join(line for line in [*lines, words] if line)
-        self.query_one("#element", Static).update(text)
+        with QUITTING:
+            value, found = self.query_one(Values).chosen, self.query_one(HeatMap)
+            lines = []
+            index = found.index
+            if value is not None and index is not None and found.found is not None:
+                array = np.asarray(found.array)
+                where = ", ".join(map(str, index))
+                lines = [f"{value.name}[{where}] = {array[index]!s}", found.found.legend]
+            words = step_text.predictions(self.stepper) if not self.busy else ""
+            text = "\n".join(line for line in [*lines, words] if line)
+            self.query_one("#element", Static).update(text)
 
     def _compare(self) -> None:
         """The op by every backend, in a thread: judging takes a moment, compiling many."""
@@ -219,11 +222,13 @@ class StepApp(App[None]):
         self.run_worker(work, thread=True, exclusive=True, group="compare")
 
     def _compared(self, record: Any, text: str) -> None:
-        if not self.busy and record is self.stepper.record and self.query("#compared"):
-            self.query_one("#compared", Static).update(text)
+        if not self.busy and record is self.stepper.record:
+            with QUITTING:
+                self.query_one("#compared", Static).update(text)
 
     def say(self, text: str) -> None:
-        self.query_one("#said", Static).update(text)
+        with QUITTING:
+            self.query_one("#said", Static).update(text)
 
     # ---- moving ----------------------------------------------------------------------------------
 

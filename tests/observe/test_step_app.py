@@ -39,7 +39,8 @@ class Screen:
 
     async def rest(self) -> None:
         await self.pilot.pause()
-        await self.app.workers.wait_for_complete()
+        while any(not worker.is_finished for worker in self.app.workers):  # some are cancelled
+            await asyncio.sleep(0.005)
         await self.pilot.pause()
 
     async def type(self, key: str, text: str) -> None:
