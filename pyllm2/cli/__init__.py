@@ -6,7 +6,6 @@ bug in pyllm2, 129, 130 and 143 signals, 141 a closed pipe. Text goes to stdout,
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import traceback
@@ -16,9 +15,9 @@ from contextlib import suppress
 
 from pyllm2.cli import completion, run, signals
 from pyllm2.cli.output import say, tell
-from pyllm2.cli.parser import parser_of
+from pyllm2.cli.parser import parse, parser_of
 from pyllm2.cli.threads import set_threads
-from pyllm2.errors import PyLLM2Error, PyLLM2Warning, UsageError, printable
+from pyllm2.errors import PyLLM2Error, PyLLM2Warning, printable
 
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
@@ -64,24 +63,12 @@ def _dispatch(argv: list[str]) -> int:
     parser = parser_of()
     if "_ARGCOMPLETE" in os.environ:  # the shell asks, with the Tab key
         completion.complete(parser)
-    own, program = _split(argv)
-    options = parser.parse_args(own, argparse.Namespace(argv=argv))
-    options.program = program or getattr(options, "program", [])
+    options = parse(parser, argv)
     if options.command is None:
         parser.print_help()
         return 0
     set_threads(getattr(options, "threads", None))
     return int(options.main(options))
-
-
-def _split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The words of `diff`, and the program behind `--` with its arguments."""
-    if argv[:1] == ["diff"] and "--" in argv:
-        at = argv.index("--")
-        if at + 1 == len(argv):
-            raise UsageError("PROGRAM: expected a program after --")
-        return argv[:at], argv[at + 1 :]
-    return argv, []
 
 
 def _show_notes() -> None:

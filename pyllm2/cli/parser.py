@@ -7,6 +7,8 @@ and the number of threads can be set before NumPy's BLAS reads it.
 
 from __future__ import annotations
 
+import argparse
+
 from pyllm2 import __version__
 from pyllm2.cli import (
     bench,
@@ -34,6 +36,7 @@ from pyllm2.cli import (
 )
 from pyllm2.cli.examples import add_examples
 from pyllm2.cli.flags import Parser, sentence
+from pyllm2.errors import UsageError
 
 COMMANDS = {
     "generate": generate,
@@ -88,3 +91,24 @@ def parser_of() -> Parser:
         command.set_defaults(main=module.main)
     add_examples(parser, "")
     return parser
+
+
+def parse(parser: Parser, argv: list[str]) -> argparse.Namespace:
+    """The options of a command line, itself (`argv`), and the program behind `--` (`program`).
+
+    Raises UsageError.
+    """
+    own, program = _split(argv)
+    options = parser.parse_args(own, argparse.Namespace(argv=argv))
+    options.program = program or getattr(options, "program", [])
+    return options
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The words of `diff`, and the program behind `--` with its arguments."""
+    if argv[:1] == ["diff"] and "--" in argv:
+        at = argv.index("--")
+        if at + 1 == len(argv):
+            raise UsageError("PROGRAM: expected a program after --")
+        return argv[:at], argv[at + 1 :]
+    return argv, []

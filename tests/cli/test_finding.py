@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pyllm2.cli.completion import SHELLS
-from pyllm2.cli.parser import parser_of
+from pyllm2.cli.parser import parse, parser_of
 from tests.cli.test_help import COMMANDS
 from tests.support.command import in_process
 
@@ -30,7 +30,7 @@ def test_an_example_is_a_command_line(words: tuple[str, ...], line: str) -> None
     """Every example of a help page can be parsed."""
     argv = shlex.split(line, comments=True)[1:]
     argv = argv[: next((i for i, word in enumerate(argv) if word in ("<", ">", "|")), len(argv))]
-    assert parser_of().parse_args(argv).command == argv[0]
+    assert parse(parser_of(), argv).command == argv[0]
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=str)
