@@ -195,9 +195,17 @@ def add_chat_template(parser: Any) -> None:
     )
 
 
+def _a_text(text: str) -> str:
+    """The argument of a flag that needs a text of at least one byte."""
+    if not text:
+        raise argparse.ArgumentTypeError("'': expected a text that is not empty")
+    return text
+
+
 def add_stop(parser: Any) -> None:
     parser.add_argument(
         "--stop",
+        type=_a_text,
         action="append",
         default=[],
         metavar="TEXT",

@@ -174,6 +174,9 @@ def test_json_has_ids_text_and_logprobs(tmp_path: Path) -> None:
     two = in_process([*argv, "--messages", "c.json"], tmp_path)
     assert (two.code, two.out) == (0, b"yo\n")
     assert in_process([*argv, "--messages", "c.json", "--stop", "o"], tmp_path).out == b"y\n"
+    empty = in_process([*argv, "--stop", ""], tmp_path)
+    assert empty.code == 2
+    assert empty.err.startswith(b"pyllm2: error: --stop: '': expected a text that is not empty")
     bad = in_process([*argv, "--messages", "bad.json"], tmp_path)
     assert (bad.code, bad.err.count(b"\n")) == (1, 1)
 

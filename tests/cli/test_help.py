@@ -31,6 +31,7 @@ TYPED = [
     for words, parser in COMMANDS.items()
     for action in parser._actions
     if action.option_strings and (action.type is not None or action.choices is not None)
+    if action.dest != "stop"  # any text but an empty one
 ]
 
 
