@@ -429,6 +429,15 @@ def _placed(
 # ---- several files ---------------------------------------------------------------------------
 
 
+def part_names(path: str) -> list[str]:
+    """The paths of all parts of a model, one of which has this path; empty for other names."""
+    folder, file = os.path.split(path)
+    match = _PART_NAME.fullmatch(file)
+    count = int(match[3]) if match else 0
+    parts = (f"{match[1]}-{i + 1:05}-of-{count:05}.gguf" for i in range(count)) if match else ()
+    return [os.path.join(folder, part) for part in parts]
+
+
 def _with_other_parts(first: Gguf) -> Gguf:
     """The model of which this file is the first part. Raises FileError for a part that is not."""
     count = first.value("split.count", int)
@@ -437,17 +446,15 @@ def _with_other_parts(first: Gguf) -> Gguf:
         raise FileError(
             first.path, f"is part {number} of {count} of a model: name the first one (-00001-of-…)"
         )
-    match = _PART_NAME.fullmatch(os.path.basename(first.path))
-    if match is None or int(match[2]) != 1 or int(match[3]) != count:
+    names = part_names(first.path)
+    if len(names) != count or os.path.basename(first.path) != os.path.basename(names[0]):
         raise FileError(
             first.path,
             f"is the first of {count} parts, which are found by name: "
             f"expected …-00001-of-{count:05}.gguf",
         )
     tensors, paths = dict(first.tensors), [first.path]
-    for i in range(1, count):
-        file = f"{match[1]}-{i + 1:05}-of-{count:05}.gguf"
-        path = os.path.join(os.path.dirname(first.path), file)
+    for i, path in enumerate(names[1:], 1):
         with open_source(path) as source:
             part = _read_file(source)
         if (part.value("split.no", int), part.value("split.count", int)) != (i, count):

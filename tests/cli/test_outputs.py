@@ -101,6 +101,30 @@ def test_an_input_is_no_output(folder: Path, argv: str) -> None:
     assert (folder / "m.bin").read_bytes() == before
 
 
+def test_a_file_of_an_input_folder_is_no_output(folder: Path) -> None:
+    """The weights would be gone; another file in the folder is fine, twice too."""
+    assert in_process("export m.bin hf --format hf".split(), folder).code == 0
+    before = (folder / "hf" / "model.safetensors").read_bytes()
+    for command in ("export --format gguf", "quantize"):
+        name, *flags = command.split()
+        outcome = in_process([name, "hf", "hf/model.safetensors", *flags], folder)
+        assert outcome.code == 2
+        assert b"hf/model.safetensors: the output would overwrite the input\n" in outcome.err
+        for _ in range(2):
+            assert in_process([name, "hf", f"hf/{name}.new", *flags], folder).code == 0
+    assert (folder / "hf" / "model.safetensors").read_bytes() == before
+
+
+def test_another_part_of_the_input_is_no_output(folder: Path) -> None:
+    """A GGUF in two files, named by its first."""
+    parts = [folder / f"m-0000{i}-of-00002.gguf" for i in (1, 2)]
+    for part in parts:
+        part.write_bytes(b"GGUF")
+    outcome = in_process(["export", parts[0].name, parts[1].name, "--format", "gguf"], folder)
+    assert outcome.code == 2
+    assert parts[1].read_bytes() == b"GGUF"
+
+
 def test_an_image_format_is_checked_before_training(folder: Path) -> None:
     """And nothing is written."""
     pytest.importorskip("matplotlib")
