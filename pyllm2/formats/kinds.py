@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 
+PLAIN_TEXT = "plain text"
+
 # (offset, bytes there, what the file is)
 _SIGNATURES = [
     (0, b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull` to fetch the real file"),
@@ -53,7 +55,7 @@ def kind_of(head: bytes) -> str | None:
     if start.startswith((b"{", b"[")) and is_text(head):
         return "JSON text"
     if is_text(head):
-        return "plain text"
+        return PLAIN_TEXT
     return None
 
 

@@ -99,9 +99,16 @@ def is_llama3(source: Source) -> bool:
 
 
 def from_new_kind(source: Source) -> PipelineTokenizer | None:
-    """A tokenizer of a kind that this module knows; None for any other file."""
-    head = source.head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if head[:1] in (b"{", b"["):
+    """A tokenizer of a kind that this module knows; None for any other file.
+
+    Raises FormatError for an empty file of these names, and what `from_json` raises: also for a
+    file that has the name of a JSON file and is of no kind that has another name.
+    """
+    head, name = source.head.lstrip(b"\xef\xbb\xbf \t\r\n"), os.path.basename(source.path)
+    if source.size == 0 and name in (JSON, MODEL, VOCAB):
+        raise FormatError(source.path, "0 bytes: download incomplete?")
+    named = name in (JSON, VOCAB) and kinds.kind_of(source.head) in (None, kinds.PLAIN_TEXT)
+    if named or head[:1] in (b"{", b"["):
         return from_json(source)
     if kinds.is_sentencepiece(source.head):
         return from_sentencepiece(source)

@@ -119,6 +119,10 @@ FAULTS: list[tuple[Any, int, str]] = [
     (lambda f: (f / "hf" / "model.safetensors").write_text("<html>" * 9), 1, "a web page"),
     (lambda f: (f / "hf" / "model.safetensors").unlink(), 1, "has no weights"),
     (lambda f: (f / "hf" / "tokenizer.json").write_text("{"), 1, "not JSON"),
+    (lambda f: (f / "hf" / "tokenizer.json").write_text("null"), 1, "JSON of the type NoneType"),
+    (lambda f: (f / "hf" / "tokenizer.json").write_bytes(bytes(4)), 1, "json: not JSON"),
+    (lambda f: (f / "hf" / "tokenizer.json").write_text(""), 1, "json: 0 bytes: download incom"),
+    (lambda f: (f / "hf" / "tokenizer.json").write_text(LFS), 1, "a Git LFS pointer"),
     (lambda f: (f / "hf" / "config.json").write_text("[]"), 1, "expected an object|JSON"),
 ]
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
