@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-PLAIN_TEXT = "plain text"
+PLAIN_TEXT, JSON_TEXT = "plain text", "JSON text"
 
 # (offset, bytes there, what the file is)
 _SIGNATURES = [
@@ -53,7 +53,7 @@ def kind_of(head: bytes) -> str | None:
     if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
         return "a web page: was the download link right?"
     if start.startswith((b"{", b"[")) and is_text(head):
-        return "JSON text"
+        return JSON_TEXT
     if is_text(head):
         return PLAIN_TEXT
     return None

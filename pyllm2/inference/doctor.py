@@ -160,7 +160,12 @@ def _no_model(finding: Finding, error: PyLLM2Error) -> Finding:
 
 def _is_model(finding: Finding) -> bool:
     """Whether the path has what a model has, and not only what a tokenizer has."""
-    return os.path.isdir(finding.path) and finding.kind != "a folder"
+    if not os.path.isdir(finding.path):
+        return False
+    weights = (".safetensors", ".pth", huggingface.INDEX, "pytorch_model.bin")
+    return finding.kind != "a folder" or any(
+        name.endswith(weights) for name in os.listdir(finding.path)
+    )
 
 
 def _refused(finding: Finding, error: PyLLM2Error) -> Finding:

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from pyllm2.errors import ChatTemplateError, FileError, FormatError, printable, shown
+from pyllm2.formats import kinds
 from pyllm2.formats.reader import Source, open_source
 
 MAX_TEMPLATE_BYTES = 2**22
@@ -329,6 +330,9 @@ def _text(path: str, most: int) -> str:
     with open_source(path) as source:
         if source.size > most:
             raise FileError(path, f"{source.size} bytes, expected at most {most}")
+        kind = kinds.kind_of(source.head)
+        if kind not in (None, kinds.PLAIN_TEXT, kinds.JSON_TEXT):
+            raise FileError(path, f"looks like {kind}")
         data = source.read_all().tobytes()
     try:
         return data.decode()

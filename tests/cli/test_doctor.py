@@ -124,6 +124,8 @@ FAULTS: list[tuple[Any, int, str]] = [
     (lambda f: (f / "hf" / "tokenizer.json").write_text(""), 1, "json: 0 bytes: download incom"),
     (lambda f: (f / "hf" / "tokenizer.json").write_text(LFS), 1, "a Git LFS pointer"),
     (lambda f: (f / "hf" / "config.json").write_text("[]"), 1, "expected an object|JSON"),
+    (lambda f: (f / "hf" / "config.json").unlink(), 1, r"without config.json \(Hugging Face\)"),
+    (lambda f: (f / "hf" / "chat_template.jinja").write_text(LFS), 0, "a Git LFS pointer"),
 ]
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 
