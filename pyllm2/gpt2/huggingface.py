@@ -94,7 +94,7 @@ def stream(folder: str | PathLike[str]) -> tuple[Streamed, list[str]]:
     tensors.require(expected)
     others = {name for name in tensors if _MASKS.fullmatch(name)}
     tensors.refuse_others(expected.keys() | others | {CLASSIFIER})
-    if CLASSIFIER in tensors and not settings.flag("tie_word_embeddings", True):
+    if not settings.flag("tie_word_embeddings", True):
         _require_shared(tensors, place("wte", 0))
 
     def read(name: str, layer: int) -> Array:
@@ -135,6 +135,9 @@ def _stored(name: str, shape: Shape) -> Shape:
 
 def _require_shared(tensors: Tensors, embedding: str) -> None:
     """Raises FormatError if the classifier is not the embedding: llm.c's GPT-2 has one for both."""
+    if CLASSIFIER not in tensors:
+        what = "is missing, and tie_word_embeddings is false"
+        raise FormatError(tensors.path, f"tensor {CLASSIFIER!r} {what}")
     shape = tensors[embedding].shape
     if (tensors.read(CLASSIFIER, shape) != tensors.read(embedding, shape)).any():
         raise FormatError(

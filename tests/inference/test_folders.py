@@ -142,6 +142,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (GPT2, {"n_head": 3}, "n_embd = 8: must be a multiple of num_heads = 3"),
     (GPT2, {"n_layer": 10**6}, "n_layer = 1000000: the folder has 16 tensors"),
     (GPT2, {"n_layer": 2}, "tensor 'h.1.ln_1.weight' is missing"),
+    (GPT2, {"tie_word_embeddings": False}, "tensor 'lm_head.weight' is missing, and tie_word"),
     (GPT2, {"n_embd": "8"}, "n_embd = '8': expected a whole number"),
     (GPT2, {"vocab_size": 10**12}, "vocab_size = 1000000000000: expected a number below"),
     (LLAMA, {"architectures": ["MixtralForCausalLM"]}, "'MixtralForCausalLM'.: is not supported"),
