@@ -34,7 +34,13 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
                 _require_empty(name)
             target = os.path.join(name, "files") if exists else name.rstrip("/") or name
             made, _ = stack.enter_context(temporary_beside(target, folder=True))
-        yield Path(made)
+        try:
+            yield Path(made)
+        except FileError as error:  # by the name that it was to get
+            if not error.path.startswith(made + os.sep):
+                raise
+            place = os.path.join(name, os.path.relpath(error.path, made))
+            raise type(error)(place, error.reason) from None
         with os_errors(name):
             if exists:
                 _move_files(made, name)

@@ -96,6 +96,15 @@ def test_a_dtype_rounds_to_the_nearest(gpt2_file: Path, tmp_path: Path) -> None:
             assert np.array_equal(array, wanted.astype(np.float32)), (to, dtype, name)
 
 
+def test_an_error_names_the_folder_that_was_asked_for(gpt2_file: Path, tmp_path: Path) -> None:
+    """Not the temporary one; nothing is left of either."""
+    model = gpt2_file.read_bytes()
+    gpt2_file.write_bytes(model[:-4] + np.float32(1e30).tobytes())
+    with pytest.raises(FileError, match=rf"{tmp_path}/x/model.safetensors: tensor .* for F16"):
+        export(gpt2_file, tmp_path / "x", "hf", "f16")
+    assert list(tmp_path.iterdir()) == [gpt2_file]
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_checkpoint_of_llama2c_goes_through_every_format(tmp_path: Path, shared: bool) -> None:
     config = Llama2Config(32, 48, 2, 4, 2, 40, 16)
