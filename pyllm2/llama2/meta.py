@@ -147,5 +147,6 @@ def _hidden_dim(settings: Settings, tensors: meta.SlicedTensors, dim: int) -> in
     wanted = step * math.ceil(wanted / step)
     if wanted != F:
         rule = "dim, multiple_of and ffn_dim_multiplier"
-        raise FormatError(settings.path, f"{rule} give {wanted}: {name} has {F} rows")
+        hint = ": is a consolidated.NN.pth missing?" if wanted > F and wanted % F == 0 else ""
+        raise FormatError(settings.path, f"{rule} give {wanted}: {name} has {F} rows{hint}")
     return F

@@ -162,4 +162,16 @@ FOLDER_FILES = [
             | {"layers.0.feed_forward.w1.weight": np.ones((5, 4), np.float32)}
         ),
     ),
+    bad(
+        95,
+        "meta-last-slice",
+        "params.json: dim, multiple_of and ffn_dim_multiplier give 6: "
+        "layers.0.feed_forward.w1.weight has 3 rows: is a consolidated.NN.pth missing?",
+        config__json=None,
+        params__json=PARAMS,
+        consolidated__00__pth=torch_file(
+            {"tok_embeddings.weight": np.ones((8, 4), np.float32)}
+            | {"layers.0.feed_forward.w1.weight": np.ones((3, 4), np.float32)}
+        ),
+    ),
 ]
