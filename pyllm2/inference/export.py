@@ -122,7 +122,7 @@ def _as_llama2c(container: Container, to: str, force: bool) -> tuple[Streamed, l
         raise FileError(container.path, f"cannot be written: {where}")
     if not force:
         raise FileError(
-            container.path, f"cannot be written: {where} (--force leaves it out: other text)"
+            container.path, f"cannot be written: {where} (export --force leaves it out: other text)"
         )
     plain = Llama2Config(*(getattr(config, name) for name in llama2_checkpoint.FIELDS))
     shapes = plain.shapes("classifier" not in streamed.shapes)
