@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.errors import HypothesisWarning
 
 from pyllm2.formats.new_folder import new_folder
 from pyllm2.formats.safetensors_file import write_safetensors
@@ -51,7 +53,8 @@ def examples(op: Op, n: int, first: int) -> list[tuple[Any, ...]]:
         if len(found) == n:
             raise _EnoughError
 
-    with suppress(_EnoughError):
+    with suppress(_EnoughError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", HypothesisWarning)  # of a large repr: the end is no failure
         draw()
     return found
 
