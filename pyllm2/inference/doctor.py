@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pyllm2.errors import FileError, PyLLM2Error
+from pyllm2.errors import FileError, PyLLM2Error, printable
 from pyllm2.formats import huggingface, meta
 from pyllm2.formats.kinds import kind_of
 from pyllm2.formats.reader import open_source
@@ -21,7 +21,7 @@ from pyllm2.inference import rotary_check
 from pyllm2.inference.containers import PLAIN, Container, open_container
 from pyllm2.inference.training_run import WITHOUT_LAYERS
 from pyllm2.parameters import Streamed, slices
-from pyllm2.tokenizers import fitted, load_tokenizer
+from pyllm2.tokenizers import Tokenizer, fitted, load_tokenizer
 from pyllm2.tokenizers.chat_template import find_chat_template
 
 FINE, BROKEN, NOT_SUPPORTED = 0, 1, 3
@@ -201,9 +201,10 @@ def _faults(streamed: Streamed, without_layers: tuple[str, ...]) -> Iterator[str
 def _vocabulary(finding: Finding, container: Container) -> None:
     """The tokenizer that is there, against the ids of the model. Raises FileError."""
     V = container.streamed.config.vocab_size
-    tokenizer = container.tokenizer()
+    plain = container.kind in PLAIN
+    tokenizer = _beside(finding.path, V) if plain else container.tokenizer()
     if tokenizer is None:
-        where = "beside it" if container.kind in PLAIN else "in it"
+        where = "beside it" if plain else "in it"
         finding.lines.append(f"no tokenizer {where}: --tokenizer FILE names one")
     else:
         found = tokenizer.vocab_size
@@ -212,6 +213,13 @@ def _vocabulary(finding: Finding, container: Container) -> None:
     for i in container.end_ids or ():
         if i >= V:
             finding.fault(f"eos_token_id = {i}: the model has ids 0 to {V - 1}")
+
+
+def _beside(path: str, V: int) -> Tokenizer | None:
+    """tokenizer.bin in the folder or beside the file, as `generate` takes it. Raises FileError."""
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    beside = os.path.join(folder, "tokenizer.bin")
+    return load_tokenizer(beside, V, printable(path)) if os.path.exists(beside) else None
 
 
 def _order(finding: Finding, container: Container) -> None:

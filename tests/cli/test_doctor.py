@@ -15,7 +15,7 @@ from pyllm2.inference.export import export
 from pyllm2.llama2 import huggingface
 from pyllm2.tokenizers import load_tokenizer
 from tests.support.command import in_process
-from tests.support.llama2_files import checkpoint, lay_out, poisoned
+from tests.support.llama2_files import PIECES, checkpoint, lay_out, poisoned, vocabulary
 from tests.support.torch_files import archive
 
 
@@ -26,6 +26,18 @@ def test_files_that_fit_are_fine(tmp_path: Path) -> None:
     assert (outcome.code, outcome.err) == (0, b"")
     assert b"try: pyllm2 generate m.bin\n" in outcome.out
     assert b"t.bin: fine: a tokenizer\n" in outcome.out
+
+
+def test_the_tokenizer_beside_a_model(tmp_path: Path) -> None:
+    """tokenizer.bin, which `generate` takes: it fits; one of another size is a fault."""
+    lay_out(tmp_path, {"tokenizer.bin": vocabulary()})
+    _, (found,) = examined(tmp_path, "m.bin")
+    V = len(PIECES)
+    assert f"tokenizer of {V} tokens, the model has {V} ids" in found["lines"]
+    lay_out(tmp_path, {"tokenizer.bin": vocabulary(PIECES[:-1])})
+    code, (found,) = examined(tmp_path, "m.bin")
+    assert code == 1
+    assert found["lines"][-1] == f"tokenizer.bin: has {V - 1} tokens, m.bin expects {V}"
 
 
 def test_faults_are_named(tmp_path: Path) -> None:
