@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from typing import Any
 
@@ -67,7 +68,8 @@ class _Progress:
 def _shown(found: Any, as_json: bool) -> str:
     if as_json:
         names = "nats_per_token standard_error perplexity nats_per_byte bits_per_byte".split()
-        result = {name: getattr(found, name) for name in names}
+        values = {name: getattr(found, name) for name in names}
+        result = {k: v if math.isfinite(v) else None for k, v in values.items()}  # JSON has no NaN
         return json.dumps({**result, "tokens": len(found.losses), "bytes": found.nbytes})
     return (
         f"{found.nats_per_token:.4f} ± {found.standard_error:.4f} nats per token "

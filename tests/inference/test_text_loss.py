@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import pyllm2
+from pyllm2.cli.eval_text import _shown
 from pyllm2.inference.language_model import LanguageModel
 from pyllm2.inference.text_loss import TextLoss, text_losses
 from tests.support.command import in_process
@@ -76,6 +77,12 @@ def test_the_command_prints_loss_per_token_and_byte(model: LanguageModel) -> Non
     assert math.isclose(found["nats_per_byte"] * found["bytes"], nats, rel_tol=1e-12)
     assert math.isclose(found["bits_per_byte"] * math.log(2), found["nats_per_byte"], rel_tol=1e-12)
     assert math.isclose(math.log(found["perplexity"]), found["nats_per_token"], rel_tol=1e-12)
+
+
+def test_what_is_no_number_is_null_in_json() -> None:
+    """The standard error of one token."""
+    found = json.loads(_shown(TextLoss(np.ones(1), 1), True), parse_constant=pytest.fail)
+    assert (found["tokens"], found["standard_error"]) == (1, None)
 
 
 @pytest.mark.parametrize(
