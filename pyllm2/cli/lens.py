@@ -8,7 +8,7 @@ import shutil
 import sys
 
 from pyllm2.cli import flags, numbers
-from pyllm2.cli.output import Output, say
+from pyllm2.cli.output import Output, is_terminal, say
 from pyllm2.cli.trace import add_model_and_prompt, amount, open_with_prompt
 from pyllm2.errors import UsageError
 
@@ -71,7 +71,7 @@ def main(options: argparse.Namespace) -> int:
         say(f"{options.png}: {len(found.tokens)} tokens")
     if options.html is None and options.png is None:
         width = shutil.get_terminal_size((100, 24)).columns
-        coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        coloured = is_terminal(sys.stdout) and not os.environ.get("NO_COLOR")
         text = lens_text(found, width, coloured, options.layer)
         Output().write_raw(f"{text}\n".encode("utf-8", "replace"))
     return 0

@@ -57,6 +57,19 @@ class Output:
             raise FileError("standard output", (error.strerror or str(error)).lower()) from None
 
 
+class TextOutput:
+    """`Output` as a stream of text, for a library: colours pass, and no locale refuses a letter."""
+
+    def __init__(self) -> None:
+        self._output = Output()
+
+    def write(self, text: str) -> None:
+        self._output.write_raw(text.encode("utf-8", "surrogateescape"))
+
+    def flush(self) -> None:
+        """`write` has done it."""
+
+
 class _TextOnly:
     """Bytes for a stream of text: a character is written once all of its bytes are there."""
 

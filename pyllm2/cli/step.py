@@ -6,11 +6,11 @@ import argparse
 import os
 import shutil
 import sys
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from pyllm2 import backends
 from pyllm2.cli import flags, numbers
-from pyllm2.cli.output import say
+from pyllm2.cli.output import TextOutput, is_terminal, say
 from pyllm2.cli.trace import add_model_and_prompt, amount, open_with_prompt
 from pyllm2.errors import UsageError
 
@@ -94,7 +94,8 @@ def main(options: argparse.Namespace) -> int:
             stepper.go(lambda record: False)
             _write(options.html, stepper.trace)
             return 0
-        if not options.plain and sys.stdin.isatty() and sys.stdout.isatty():
+        terminal = is_terminal(sys.stdout)
+        if not options.plain and is_terminal(sys.stdin) and terminal:
             try:
                 from pyllm2.observe.step_app import StepApp
             except ImportError:
@@ -103,8 +104,9 @@ def main(options: argparse.Namespace) -> int:
                 StepApp(stepper).run()
                 return 0
         width = shutil.get_terminal_size((100, 24)).columns
-        coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        step_plain.play(stepper, coloured, width)
+        coloured = terminal and not os.environ.get("NO_COLOR")
+        lines = cast(IO[str], TextOutput())
+        step_plain.play(stepper, lines, coloured, width)
     return 0
 
 

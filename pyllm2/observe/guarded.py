@@ -70,7 +70,8 @@ def in_child(compare: Callable[[], Report], empty: Report) -> Report:
         return compare()
     board = mmap.mmap(-1, SIZE)
     read, write = os.pipe()
-    sys.stdout.flush()
+    if sys.stdout is not None:  # None: the process was started with `>&-`
+        sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
         _board = board

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cmd
+import io
 import sys
 from collections.abc import Callable
 from typing import IO, Any
@@ -245,9 +246,10 @@ def _add_abbreviations() -> None:
 _add_abbreviations()
 
 
-def play(stepper: Stepper, coloured: bool, width: int = WIDTH) -> None:
-    """Read commands from standard input until quit or its end."""
-    typed = sys.stdin.isatty()
+def play(stepper: Stepper, stdout: IO[str], coloured: bool, width: int = WIDTH) -> None:
+    """Read commands from standard input until quit or its end; a closed one has none."""
+    stdin = io.StringIO() if sys.stdin is None else sys.stdin
+    typed = stdin.isatty()
     PlainStep(
-        stepper, None if typed else sys.stdin, None, coloured, echo=not typed, width=width
+        stepper, None if typed else stdin, stdout, coloured, echo=not typed, width=width
     ).cmdloop()

@@ -55,6 +55,9 @@ WRITERS: dict[str, tuple[Argument, ...]] = {
     "run": RUN,
     "chat": (*CHAT, "--prompt", "a"),
     "tokenize": ("tokenize", "--tokenizer", "t.bin", "a"),
+    "lens": ("lens", "m.bin", "--ids", "1,5"),
+    "step": ("step", "m.bin", "--ids", "1,5", "--plain"),
+    "diff": ("diff", "m.bin", "--ids", "1,5", "--backends", "numpy"),
     "help": ("--help",),
     "version": ("--version",),
     "bare": (),
@@ -82,7 +85,7 @@ def test_a_closed_pipe_ends_it_quietly(name: str, tmp_path: Path) -> None:
     assert (process.returncode, err) == (141, b"")
 
 
-@pytest.mark.parametrize("name", ["generate", "run", "chat", "tokenize"])
+@pytest.mark.parametrize("name", ["generate", "run", "chat", "tokenize", "lens", "step", "diff"])
 def test_a_closed_stdout_ends_it_quietly(name: str, tmp_path: Path) -> None:
     """`>&-` has the same result as a closed pipe."""
     lay_out(tmp_path)
@@ -97,6 +100,15 @@ def test_stdin_and_stderr_may_be_closed(redirect: str, tmp_path: Path) -> None:
     usual = as_process(GENERATE, tmp_path)
     outcome = as_process(GENERATE, tmp_path, redirect=redirect)
     assert (outcome.code, outcome.out) == (0, usual.out)
+
+
+@pytest.mark.parametrize("redirect", ["", "<&-"])
+def test_step_needs_neither_stdin_nor_a_locale(redirect: str, tmp_path: Path) -> None:
+    """A letter of its lines that ASCII has not got; a closed stdin has no commands."""
+    lay_out(tmp_path)
+    outcome = as_process(WRITERS["step"], tmp_path, env=LOCALES["C-ascii"], redirect=redirect)
+    assert outcome.code == 0, outcome.err.decode()
+    assert " · numpy\n".encode() in outcome.out
 
 
 def test_head_ends_a_long_story(tmp_path: Path) -> None:
