@@ -78,6 +78,9 @@ def main(options: argparse.Namespace) -> int:
         from pyllm2.inference.chat import chat_ids
 
         start = chat_ids(model, messages, template_of(model, options.chat_template))
+    if not start and not model.prompt_ids(start, 1):
+        words = "no token begins a text of this model"
+        raise UsageError(f"the prompt is empty, and {words}: --prompt TEXT")
     stop: list[int | bytes] = list(model.stop)
     if options.ignore_eos:  # what begins a text still ends it, as in llama2.c
         begin, end = model.tokenizer.begin, model.tokenizer.end

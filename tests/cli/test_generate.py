@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyllm2.gpt2 import family as gpt2
+from tests.hostile.folder_files import TOKENIZER
 from tests.support.command import in_process
 from tests.support.llama2_files import (
     BOS,
@@ -158,6 +159,21 @@ def test_gpt2_is_generated_from_and_mapped_too(tmp_path: Path) -> None:
     assert mapped.out == read.out
     chat = in_process(["chat", *argv], tmp_path)
     assert chat.err.startswith(b"pyllm2: error: g.bin: chat template: there is none")
+
+
+def test_an_empty_prompt_needs_a_token_that_begins_a_text(tmp_path: Path) -> None:
+    """As Qwen and GPT-2 have none: wrong usage, in one line, however it is empty."""
+    pytest.importorskip("regex")
+    config = gpt2.descriptor("layers=1,heads=2,channels=8,context=16", 257)
+    gpt2.save_parameters(tmp_path / "g.bin", config, gpt2.initial_parameters(config))
+    (tmp_path / "t.json").write_text(json.dumps(TOKENIZER))
+    (tmp_path / "empty").touch()
+    argv = ["generate", "g.bin", "--tokenizer", "t.json", "--backend", "numpy"]
+    for flags in ([], ["--prompt", ""], ["--prompt-file", "empty"]):
+        outcome = in_process([*argv, *flags], tmp_path)
+        assert (outcome.code, outcome.out) == (2, b"")
+        assert outcome.err.startswith(b"pyllm2: error: the prompt is empty, and no token begins")
+    assert in_process([*argv, "--prompt", "a"], tmp_path).code == 0
 
 
 def test_json_has_ids_text_and_logprobs(tmp_path: Path) -> None:
