@@ -90,6 +90,8 @@ class Session:
         Raises what `check` raises, and NotFiniteError naming the position and the layer.
         """
         ids = self.check(ids)
+        if not ids:
+            return np.empty((0, self.model.config.vocab_size), dtype=np.float32)
         tokens = np.array(ids, dtype=np.int64)
         logits = self.model.forward(tokens, self.pos, self.cache, last_only)
         if not np.isfinite(logits).all():

@@ -32,6 +32,7 @@ def test_reprs_say_what_a_thing_is(model: Any) -> None:
     assert repr(model.tokenizer).endswith(f": {model.config.vocab_size} tokens>")
     session = model.start(8)
     session.feed([1, 2])
+    assert session.feed([]).shape == (0, model.config.vocab_size)
     assert repr(session).endswith(": 2 of 8 positions, backend 'numpy'>")
     generation = model.generate([1, 2], max_new_tokens=1)
     assert repr(generation) == "<Generation: 0 new tokens after 2, not finished>"
