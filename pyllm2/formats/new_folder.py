@@ -34,12 +34,14 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
                 _require_empty(name)
             target = os.path.join(name, "files") if exists else name.rstrip("/") or name
             made, _ = stack.enter_context(temporary_beside(target, folder=True))
+        folder = Path(made)
         try:
-            yield Path(made)
+            yield folder
         except FileError as error:  # by the name that it was to get
-            if not error.path.startswith(made + os.sep):
+            file = Path(error.path)
+            if not file.is_relative_to(folder):
                 raise
-            place = os.path.join(name, os.path.relpath(error.path, made))
+            place = os.path.join(name, file.relative_to(folder))
             raise type(error)(place, error.reason) from None
         with os_errors(name):
             if exists:
