@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pyllm2.errors import ConfigError, FileError, TokenizerError
+from pyllm2.errors import ConfigError, FileError, TokenizerError, shown
 from pyllm2.formats import huggingface, llama2c_q8, llmc
 from pyllm2.formats.new_folder import new_folder
 from pyllm2.formats.reader import open_source
@@ -146,9 +147,14 @@ def _tokenizer_of(
 
 
 def _template_of(container: Container, template: ChatTemplate | None) -> ChatTemplate | None:
-    if template is not None or container.kind in PLAIN:
-        return template
-    return find_chat_template(container.path)
+    """The chat template of the result. Raises FileError for a name that is no name of a file."""
+    if template is None and container.kind not in PLAIN:
+        template = find_chat_template(container.path)
+    for name in template.sources if template is not None else ():
+        if not re.fullmatch(r"[\w.-]+", name):
+            expected = "expected letters, digits, '_', '-' and '.'"
+            raise FileError(container.path, f"chat template {shown(name)}: {expected}")
+    return template
 
 
 def _folder(

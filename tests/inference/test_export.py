@@ -25,6 +25,7 @@ from pyllm2.llama2.config import Llama2Config
 from pyllm2.llama2.initial import random_weights
 from pyllm2.parameters import slices
 from pyllm2.tokenizers import load_tokenizer
+from pyllm2.tokenizers.chat_template import ChatTemplate
 from tests.support.golden import shared_folder
 
 SHARED = shared_folder()
@@ -108,6 +109,16 @@ def test_an_error_names_the_folder_that_was_asked_for(
         with pytest.raises(FileError, match=rf"^{target}/model.safetensors: tensor .* for F16"):
             export(gpt2_file, target, "hf", "f16")
     assert list(tmp_path.iterdir()) == [gpt2_file]
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "\ud800", "a b", ""])
+def test_a_chat_template_cannot_choose_where_it_is_written(tmp_path: Path, name: str) -> None:
+    """The name comes with the model."""
+    template = ChatTemplate({name: "hi"}, "a model", {})
+    for to in ("hf", "gguf"):
+        with pytest.raises(FileError, match=r"chat template .*: expected letters, digits"):
+            export(stories.MODEL, tmp_path / "out", to, template=template)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("shared", [True, False])
