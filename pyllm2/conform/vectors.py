@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from pyllm2.formats.safetensors_file import write_safetensors
 from pyllm2.testing import tables
 from pyllm2.testing.bounds import Bounded
 from pyllm2.testing.op import Op
+from pyllm2.training.signals import stop_requests
 
 MOST_ELEMENTS = 4096  # of all inputs of an example: larger draws are left out
 README = """Golden vectors of pyllm2: inputs and outputs of every op, forward and backward.
@@ -53,9 +55,11 @@ def examples(op: Op, n: int, first: int) -> list[tuple[Any, ...]]:
         if len(found) == n:
             raise _EnoughError
 
-    with suppress(_EnoughError), warnings.catch_warnings():
+    with stop_requests() as stop, suppress(_EnoughError), warnings.catch_warnings():
         warnings.simplefilter("ignore", HypothesisWarning)  # of a large repr: the end is no failure
         draw()
+    if stop.number is not None:  # inside, hypothesis may hide it or call the draws inconsistent
+        signal.raise_signal(stop.number)
     return found
 
 

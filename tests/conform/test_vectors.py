@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from pyllm2.conform.vectors import arrays_of, write_vectors
+from pyllm2.conform.vectors import arrays_of, examples, write_vectors
 from pyllm2.llama2 import ops
 from pyllm2.testing import tables
 from tests.support.command import in_process
@@ -32,6 +36,25 @@ def test_drawing_ends_in_silence() -> None:
     """hypothesis warns of the long repr of the eighth draw of attention."""
     arrays = arrays_of(tables["llama2"]["attention"], 8)
     assert "7.out.0" in arrays
+
+
+def test_an_interrupt_while_drawing_is_one() -> None:
+    """Also in the second draw, in which hypothesis repeats the one that ended the first."""
+    draws = itertools.count()
+
+    @st.composite
+    def interrupted(draw: st.DrawFn) -> tuple[int]:
+        if next(draws) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return (draw(st.integers()),)
+
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            examples(SimpleNamespace(inputs=interrupted()), 1, 0)  # type: ignore[arg-type]
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert next(draws) >= 2
 
 
 def test_all_formats_hold_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
