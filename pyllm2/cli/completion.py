@@ -24,7 +24,9 @@ def main(options: argparse.Namespace) -> int:
     try:
         from argcomplete.shell_integration import shellcode
     except ImportError:
-        raise BackendError("completion needs argcomplete: pip install argcomplete") from None
+        raise BackendError(
+            "completion needs argcomplete: pip install 'pyllm2[completion]'"
+        ) from None
     Output().write(shellcode(["pyllm2"], shell=options.shell).encode() + b"\n")
     return 0
 
