@@ -55,7 +55,7 @@ WRITERS: dict[str, tuple[Argument, ...]] = {
     "run": RUN,
     "chat": (*CHAT, "--prompt", "a"),
     "tokenize": ("tokenize", "--tokenizer", "t.bin", "a"),
-    "lens": ("lens", "m.bin", "--ids", "1,5"),
+    "lens": ("lens", "m.bin", "--ids", "1,5", "--backend", "numpy"),
     "step": ("step", "m.bin", "--ids", "1,5", "--plain"),
     "diff": ("diff", "m.bin", "--ids", "1,5", "--backends", "numpy"),
     "help": ("--help",),
