@@ -160,7 +160,7 @@ def add_loading(parser: Any) -> None:
         "--context",
         type=numbers.positive,
         metavar="N",
-        help="context length in tokens, at most the model's (default: the model's)",
+        help="context length in tokens (default: the model's, if the memory can hold it)",
     )
 
 
