@@ -22,6 +22,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save", metavar="FILE", help="write the random checkpoint to FILE")
     parser.add_argument(
         "--backends",
+        type=flags.names_of(backends.NAMES),
         metavar="A,B",
         help="backends to measure (default: all that can run here, except the strict ones)",
     )
@@ -60,7 +61,7 @@ def main(options: argparse.Namespace) -> int:
 
     if (options.model is None) == (options.shape is None):
         raise UsageError("bench: expected either MODEL or --shape")
-    names = options.backends.split(",") if options.backends else _available()
+    names = options.backends or _available()
     for name in names:
         backends.require(name)
     for target in filter(None, (options.save, options.json, options.plot)):

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from pyllm2.backends import NAMES as BACKENDS
 from pyllm2.cli import flags, numbers
 from pyllm2.cli.flags import one_of
 from pyllm2.cli.output import Output
@@ -33,6 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(prompt=None)
     parser.add_argument(
         "--backends",
+        type=flags.names_of(BACKENDS),
         metavar="A,B",
         help="backends to compare with the specification (default: all that can run here)",
     )
@@ -158,7 +160,7 @@ def _names(options: argparse.Namespace) -> list[str]:
     from pyllm2 import backends
 
     able = [name for name in backends.NAMES if backends.why_not(name) is None]
-    names = options.backends.split(",") if options.backends else able
+    names = options.backends or able
     for name in names:
         backends.require(name)
     return names

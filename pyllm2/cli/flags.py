@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from pyllm2 import backends
@@ -86,6 +86,25 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     begun = [name for name in bare if word and name.startswith(word)]
     found = [bare[name] for name in (begun or get_close_matches(word, bare, cutoff=0.6))[:2]]
     return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def names_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """argparse type: names with commas between them, each of which counts once.
+
+    Example: names_of(("a", "b", "c"))("b,a,b") -> ["b", "a"]
+    """
+
+    def parse(text: str) -> list[str]:
+        names = list(dict.fromkeys(text.split(",")))
+        for name in names:
+            if name not in known:
+                choices = ", ".join(map(repr, known))
+                raise argparse.ArgumentTypeError(
+                    f"invalid choice: {name!r} (choose from {choices})"
+                )
+        return names
+
+    return parse
 
 
 def one_of(words: Sequence[str]) -> str:

@@ -38,6 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_threads(parser)
     parser.add_argument(
         "--compare",
+        type=flags.names_of(backends.NAMES),
         metavar="A,B",
         help="backends to compare at each op (default: all that can run here)",
     )
@@ -80,7 +81,7 @@ def main(options: argparse.Namespace) -> int:
         return _play_back_trace(options)
     if options.html is not None:
         check_output(options.html, options.model or "")
-    named = options.compare.split(",") if options.compare else None
+    named = options.compare
     for name in named or ():
         backends.require(name)
     model, prompt = open_with_prompt(options, backend=options.backend)

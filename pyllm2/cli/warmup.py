@@ -20,22 +20,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     parser.add_argument(
         "--only",
-        type=_words,
+        type=flags.names_of((*backends.NAMES, *FAMILIES, *WORKS)),
         metavar="A,B",
         help="compile only for these backends, families and kinds of work; words: "
         f"{', '.join(backends.NAMES)}; {', '.join(FAMILIES)}; {', '.join(WORKS)} "
         "(default: everything that can run here)",
     )
     flags.add_threads(parser)
-
-
-def _words(text: str) -> list[str]:
-    words = text.split(",")
-    known = (*backends.NAMES, *FAMILIES, *WORKS)
-    for word in words:
-        if word not in known:
-            raise argparse.ArgumentTypeError(f"{word!r}: expected {flags.one_of(known)}")
-    return words
 
 
 def chosen(only: list[str] | None, words: tuple[str, ...]) -> list[str]:
