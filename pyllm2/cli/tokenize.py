@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from typing import Any
 
 from pyllm2 import stories
@@ -18,9 +19,9 @@ SUMMARY = "print the token ids of a text, or the text of token ids"
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "text",
-        nargs="?",
+        nargs="*",
         metavar="TEXT",
-        help="text, or token ids with --decode (default: standard input)",
+        help="one text, quoted; with --decode token ids (default: standard input)",
     )
     parser.add_argument(
         "--tokenizer",
@@ -49,12 +50,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     from pyllm2.tokenizers import load_tokenizer
 
-    if options.text is not None and options.text_file is not None:
+    if options.text and options.text_file is not None:
         raise UsageError("tokenize: expected either TEXT or --text-file")
+    if len(options.text) > 1 and not options.decode:
+        quoted = shlex.quote(" ".join(options.text))
+        raise UsageError(
+            f"tokenize: expected one TEXT, found {len(options.text)}: quote it: {quoted}"
+        )
+    for flag in ("no_bos", "eos"):
+        if options.decode and getattr(options, flag):
+            raise UsageError(f"tokenize: --{flag.replace('_', '-')}: not with --decode")
+    if options.pieces and (options.count or options.json):
+        raise UsageError(f"tokenize: --pieces: not with {'--count' if options.count else '--json'}")
     output = Output()
     tokenizer = load_tokenizer(options.tokenizer or stories.TOKENIZER)
-    if options.text is not None:
-        data = argument_bytes(options.text)
+    if options.text:
+        data = argument_bytes(" ".join(options.text))
     else:
         data = read_bytes(options.text_file or STDIN)
 

@@ -70,6 +70,9 @@ def test_pieces_are_one_line_a_token(folder: Path) -> None:
     ("argv", "code", "error"),
     [
         (("a", "--text-file", "b"), 2, "tokenize: expected either TEXT or --text-file"),
+        (("a", "b'c"), 2, "tokenize: expected one TEXT, found 2: quote it: 'a b'\"'\"'c'"),
+        (("--decode", "1", "--eos"), 2, "tokenize: --eos: not with --decode"),
+        (("--pieces", "--count", "a"), 2, "tokenize: --pieces: not with --count"),
         (("--decode", "1 x"), 2, "tokenize --decode: 'x' is not an id"),
         (("--decode", "-- -1"), 2, "tokenize --decode: '--' is not an id"),
         (("--decode", "272"), 1, "token id 272: t.bin has ids 0 to 271"),
@@ -80,6 +83,13 @@ def test_a_misuse_is_one_line(argv: tuple[str, ...], code: int, error: str, fold
     outcome = in_process((*TOKENIZE, *argv), folder)
     assert (outcome.code, outcome.out) == (code, b"")
     assert outcome.err.decode() == f"pyllm2: error: {error}\n"
+
+
+def test_ids_are_words_or_one_text(folder: Path) -> None:
+    numbers = [str(PIECES.index(piece)) for piece in (b"a", b" cab")]
+    for argv in (numbers, [" ".join(numbers)], [",".join(numbers)]):
+        outcome = in_process((*TOKENIZE, "--decode", *argv), folder)
+        assert (outcome.code, outcome.out) == (0, b"a cab")
 
 
 def test_without_a_text_it_is_read_from_stdin(folder: Path) -> None:
