@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 
 from pyllm2.cli import flags
 from pyllm2.cli.export import convert
@@ -39,6 +40,7 @@ def main(options: argparse.Namespace) -> int:
     from pyllm2.inference.compare import tensor_errors
 
     output = Output()
+    on_text = _on_text(options) if options.text else None  # refuses a text before OUT is written
     group_size = convert(options, "v2")
     if options.report:
         output.write(b"tensor           largest error   rms error   at layer, group\n")
@@ -46,13 +48,16 @@ def main(options: argparse.Namespace) -> int:
             where = f"{row.worst_layer}, {row.worst_group}"
             line = f"{row.name:<16} {row.largest:>13.3g} {row.rms:>11.3g}   {where}\n"
             output.write(line.encode())
-    if options.text:
-        output.write(_on_text(options).encode())
+    if on_text is not None:
+        output.write(on_text().encode())
     return 0
 
 
-def _on_text(options: argparse.Namespace) -> str:
-    """One line that compares the two checkpoints on a text."""
+def _on_text(options: argparse.Namespace) -> Callable[[], str]:
+    """One line that compares the two checkpoints on a text, as a function to call once OUT exists.
+
+    Raises UsageError for a text that is too short, and what opening model and tokenizer raises.
+    """
     from functools import partial
 
     from pyllm2.cli.loading import find_tokenizer
@@ -61,14 +66,18 @@ def _on_text(options: argparse.Namespace) -> str:
 
     tokenizer = options.tokenizer or partial(find_tokenizer, options.source)
     model = load_llama2(options.source, tokenizer, backend="numpy")
-    quantised = load_llama2(options.target, backend="numpy")
     ids = model.tokenizer.encode_prompt(read_bytes(options.text))[: model.config.seq_len]
     if len(ids) < 2:
         raise UsageError(f"{options.text}: a text of at least two tokens is needed")
-    found = compare_on_text(model, quantised, ids)
-    change = "none" if found.first_change is None else f"at token {found.first_change}"
-    return (
-        f"on {found.tokens} tokens: perplexity {found.perplexity:.4f}, int8 "
-        f"{found.perplexity_q8:.4f}; divergence {found.divergence:.3g} nats; "
-        f"same best token {100 * found.same_best:.1f} %, first change {change}\n"
-    )
+
+    def line() -> str:
+        quantised = load_llama2(options.target, backend="numpy")
+        found = compare_on_text(model, quantised, ids)
+        change = "none" if found.first_change is None else f"at token {found.first_change}"
+        return (
+            f"on {found.tokens} tokens: perplexity {found.perplexity:.4f}, int8 "
+            f"{found.perplexity_q8:.4f}; divergence {found.divergence:.3g} nats; "
+            f"same best token {100 * found.same_best:.1f} %, first change {change}\n"
+        )
+
+    return line

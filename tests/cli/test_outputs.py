@@ -115,6 +115,14 @@ def test_a_file_of_an_input_folder_is_no_output(folder: Path) -> None:
     assert (folder / "hf" / "model.safetensors").read_bytes() == before
 
 
+def test_a_text_that_is_too_short_is_refused_before_quantising(folder: Path) -> None:
+    (folder / "empty.txt").write_bytes(b"")
+    for flags, code in (("--tokenizer t.bin", 2), ("--tokenizer nosuch.bin", 1)):
+        outcome = in_process(f"quantize m.bin new.bin --text empty.txt {flags}".split(), folder)
+        assert (outcome.code, outcome.err.count(b"\n")) == (code, 1)
+        assert not (folder / "new.bin").exists()
+
+
 def test_another_part_of_the_input_is_no_output(folder: Path) -> None:
     """A GGUF in two files, named by its first."""
     parts = [folder / f"m-0000{i}-of-00002.gguf" for i in (1, 2)]
