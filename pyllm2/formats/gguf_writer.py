@@ -128,11 +128,10 @@ def _require_finite(
         written = tensor.kind.dequantize(data)
     if not np.isfinite(written).all():
         largest = np.abs(piece).max()
-        raise FileError(
-            path,
-            f"tensor {tensor.name!r} has numbers up to {largest:g}: too large for "
-            f"{tensor.kind.name}, write f32",
-        )
+        problem = f"has numbers up to {largest:g}: too large for {tensor.kind.name}"
+        if not np.isfinite(largest):
+            problem = f"has a number that is {largest:g}: {tensor.kind.name} is for finite ones"
+        raise FileError(path, f"tensor {tensor.name!r} {problem}, write f32")
 
 
 def _padding(n: int) -> bytes:

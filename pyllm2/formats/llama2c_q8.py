@@ -19,7 +19,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from pyllm2.errors import FormatError
+from pyllm2.errors import FileError, FormatError
 from pyllm2.formats.llama2c import NORMS, V1_ORDER, Array, Header, Shape, header_bytes, place
 from pyllm2.formats.reader import Source
 from pyllm2.formats.writer import atomic_write
@@ -161,7 +161,8 @@ def write_q8_checkpoint(
     names: of the arrays; the classifier is shared if it is not there
     parts: the matrices of an array, layer by layer, whose turn comes one by one
 
-    Raises FileError from the operating system, and what `parts` raises.
+    Raises FileError from the operating system, or naming an array with NaN or infinity, which would
+    be the scale of its group; and what `parts` raises.
     """
     with atomic_write(path) as file:
         file.write(header_bytes(2, values, "classifier" not in names, group_size))
@@ -175,7 +176,16 @@ def write_q8_checkpoint(
                 flat = np.ascontiguousarray(part, dtype=np.float32).reshape(-1)
                 scales, step = [], max(1, _PIECE // group_size) * group_size
                 for start in range(0, len(flat), step):
-                    found = quantize_weights(flat[start : start + step], group_size)
+                    piece = flat[start : start + step]
+                    _require_finite(path, name, piece)
+                    found = quantize_weights(piece, group_size)
                     file.write(found[0].data)
                     scales.append(found[1])
                 file.write(np.concatenate(scales).astype("<f4").data)
+
+
+def _require_finite(path: str | os.PathLike[str], name: str, piece: Array) -> None:
+    largest = np.abs(piece).max(initial=0)
+    if not np.isfinite(largest):
+        words = f"array {name!r} has a number that is {largest:g}: int8 is for finite ones"
+        raise FileError(path, f"{words}, write v1")

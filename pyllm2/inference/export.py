@@ -23,6 +23,7 @@ from pyllm2.tokenizers import fitted
 from pyllm2.tokenizers.chat_template import ChatTemplate, find_chat_template
 from pyllm2.tokenizers.documents import AnyTokenizer
 from pyllm2.tokenizers.export import gguf_metadata, huggingface_files
+from pyllm2.tokenizers.folder import has_tokenizer
 
 # Formats, and the dtypes that each can hold.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -42,6 +43,7 @@ _COPIED = (
     "added_tokens.json vocab.json merges.txt generation_config.json chat_template.jinja"
 ).split()
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # keys that are, too
+_NO_TOKENIZER = "{}: no tokenizer goes with it: name one with --tokenizer"
 _MOST_COPIED = 2**27  # bytes of such a file
 
 
@@ -140,7 +142,7 @@ def _tokenizer_of(
     """The tokenizer of the result, with as many ids as the model has."""
     found: Any = tokenizer or container.tokenizer()
     if found is None:
-        notes.append(f"{container.path}: no tokenizer goes with it: name one with --tokenizer")
+        notes.append(_NO_TOKENIZER.format(container.path))
         return None
     whole: Any = fitted(found, container.streamed.config.vocab_size, container.path)
     return whole
@@ -169,6 +171,8 @@ def _folder(
     copies = container.kind == "Hugging Face" and tokenizer is None
     files = _small_files(container.path) if copies else {}
     if copies:
+        if not has_tokenizer(container.path):
+            notes.append(_NO_TOKENIZER.format(container.path))
         config = huggingface.read_config(container.path).values
         ids = {key: config[key] for key in _IDS if key in config}
     else:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pyllm2
 from tests.support.command import in_process
-from tests.support.llama2_files import lay_out
+from tests.support.llama2_files import checkpoint, lay_out
 
 
 def exported(folder: Path, *argv: str) -> tuple[int, str]:
@@ -33,6 +35,28 @@ def test_a_model_without_a_tokenizer_says_so(tmp_path: Path) -> None:
     code, said = exported(tmp_path, "m.bin", "m.gguf", "--format", "gguf")
     assert code == 0
     assert "m.bin: no tokenizer goes with it: name one with --tokenizer" in said
+    for source, target in (("m.bin", "hf"), ("hf", "copy")):
+        code, said = exported(tmp_path, source, target, "--format", "hf")
+        assert code == 0
+        assert f"{source}: no tokenizer goes with it: name one with --tokenizer" in said
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_number_that_is_not_finite_is_not_quantised(tmp_path: Path, number: float) -> None:
+    """It would be the scale of its block or group; the error names tensor and number."""
+    data = bytearray(checkpoint())
+    data[28 : 28 + 4] = np.float32(number).tobytes()  # behind the header
+    lay_out(tmp_path, {"m.bin": bytes(data)})
+    for argv, tensor in (
+        ("export m.bin x --format gguf --dtype f16", "tensor 'token_embd.weight'"),
+        ("export m.bin x --format gguf --dtype q8_0", "tensor 'token_embd.weight'"),
+        ("export m.bin x --format v2 --group-size 4", "array 'token_embedding'"),
+        ("quantize m.bin x --group-size 4", "array 'token_embedding'"),
+    ):
+        outcome = in_process(argv.split(), tmp_path)
+        assert outcome.code == 1
+        assert f"error: x: {tensor} has a number that is {number}: " in outcome.err.decode()
+        assert not (tmp_path / "x").exists()
 
 
 def test_a_chat_template_goes_along(tmp_path: Path) -> None:
