@@ -99,10 +99,15 @@ def read_config(settings: Settings, tensors: meta.SlicedTensors) -> tuple[Llama2
     except ConfigError as error:
         key = KEYS.get(error.name, error.name)
         raise FormatError(settings.path, f"{key} = {error.found}: {error.expected}") from None
-    if not scaled:
-        return config, []
-    words = f"RoPE is scaled with factor {SCALED.factor:g}, which is in no file"
-    return config, [f"{settings.path}: use_scaled_rope: {words} (Hugging Face's Llama-3.2 has 32)"]
+    notes = []
+    if not settings.has("max_seq_len"):
+        of = "use_scaled_rope" if scaled else f"rope_theta = {base:g}"
+        words = f"no max_seq_len: {config.seq_len} tokens are taken, as usual with {of}"
+        notes.append(f"{settings.path}: {words} (--context N: another)")
+    if scaled:
+        words = f"RoPE is scaled with factor {SCALED.factor:g}, which is in no file"
+        notes.append(f"{settings.path}: use_scaled_rope: {words} (Hugging Face's Llama-3.2 has 32)")
+    return config, notes
 
 
 def _positions(base: float, scaled: bool) -> int:

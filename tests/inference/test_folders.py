@@ -18,6 +18,7 @@ from pyllm2.formats.safetensors_file import write_weights
 from pyllm2.inference.language_model import LanguageModel
 from pyllm2.testing import model_bound
 from tests.support.golden import shared_folder
+from tests.support.torch_files import torch_file
 
 SHARED = shared_folder()
 REAL = SHARED / "golden" / "real" if SHARED else Path("nowhere")
@@ -237,3 +238,24 @@ def test_a_name_is_looked_up_in_the_cache(tmp_path: Path, monkeypatch: pytest.Mo
     assert pyllm2.load("some-org/tiny.gpt2", backend="numpy").config.channels == 8
     with pytest.raises(FileError, match="some-org/other: no such file or folder, and not in the"):
         pyllm2.load("some-org/other", backend="numpy")
+
+
+def test_the_context_of_a_folder_of_meta_is_said(tmp_path: Path) -> None:
+    """It is in no file: what is taken, and the key that would say it."""
+    params = {"dim": 4, "n_layers": 1, "n_heads": 2, "multiple_of": 6, "ffn_dim_multiplier": 0.5}
+    shapes = {"tok_embeddings": (8, 4), "norm": (4,), "output": (8, 4)}
+    for layer in ("attention_norm", "ffn_norm"):
+        shapes[f"layers.0.{layer}"] = (4,)
+    shapes |= {f"layers.0.attention.w{name}": (4, 4) for name in "qkvo"}
+    shapes |= {f"layers.0.feed_forward.w{n}": (4, 6) if n == 2 else (6, 4) for n in (1, 2, 3)}
+    tensors = {f"{name}.weight": np.ones(shape, np.float32) for name, shape in shapes.items()}
+    (tmp_path / "consolidated.00.pth").write_bytes(torch_file(tensors))
+    for more, words in (
+        ({}, "no max_seq_len: 4096 tokens are taken, as usual with rope_theta = 10000"),
+        ({"rope_theta": 5e5}, "8192 tokens are taken, as usual with rope_theta = 500000"),
+    ):
+        (tmp_path / "params.json").write_text(json.dumps({**params, **more}))
+        with pytest.warns(PyLLM2Warning, match=words):
+            pyllm2.load(tmp_path, backend="numpy")
+    (tmp_path / "params.json").write_text(json.dumps({**params, "max_seq_len": 32}))
+    assert pyllm2.load(tmp_path, backend="numpy").config.seq_len == 32
