@@ -13,7 +13,8 @@
 #if defined(VECTOR_EXP) && defined(__FP_FAST_FMAF)
 
 /* e^x within 3 ulp: x = n ln 2 + r, a polynomial in r, and n added to the exponent.
- * Results below the smallest normal number are 0, above the largest infinity; NaN stays NaN.
+ * Below -87.33, where results are no normal numbers, it is 0; above 88.72, just below where they
+ * exceed float, infinity; NaN stays NaN.
  * fmaf is a promise to the optimiser too: it keeps the two parts of ln 2 apart. */
 static inline float exponential(float x)
 {

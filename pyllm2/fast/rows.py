@@ -31,7 +31,8 @@ def _power_of_two(n):
 def exp(x):
     """e^x within about 1 ulp: x = n·ln 2 + r, a polynomial in r, and n put into the exponent.
 
-    Results below the smallest normal number are 0, above the largest infinity; NaN stays NaN.
+    Below -87.33, where results are no normal numbers, it is 0; above 88.72, just below where they
+    exceed float32, infinity; NaN stays NaN.
     """
     within = x if x > SMALLEST else SMALLEST  # NaN too: no number would be its exponent
     n = np.rint((within if within < LARGEST else LARGEST) * LOG2_E)

@@ -89,12 +89,12 @@ def write(b: Any, value: Any, address: Any, mask: Any) -> None:
 def _exp(b: Any, x: Any) -> Any:
     """e^x within about 1 ulp: x = n·ln 2 + r, a polynomial in r, and n added to the exponent.
 
-    Results below the smallest normal number are 0, above the largest infinity; NaN stays NaN.
-    Adding 1.5·2²³ rounds to an integer and leaves it in the low bits.
+    Below -87.33, where results are no normal numbers, it is 0; above 88.72, just below where they
+    exceed float32, infinity; NaN stays NaN. Adding 1.5·2²³ rounds to an integer and leaves it in
+    the low bits. n is added to y's bits: 2^n itself is no float32 for n = 128, from 88.38 on.
     """
     small = b.fcmp_ordered("<", x, constant(-87.33))
     large = b.fcmp_ordered(">", x, constant(88.72))
-    x = b.select(b.fcmp_ordered(">", x, constant(88.0)), constant(88.0), x)
     magic = constant(1.5 * 2**23)
     shifted = fma(b, x, constant(1 / math.log(2)), magic)
     n = b.fsub(shifted, magic)
@@ -104,8 +104,9 @@ def _exp(b: Any, x: Any) -> Any:
     for coefficient in (1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
         y = fma(b, y, r, constant(coefficient))
     exponent = b.shl(b.bitcast(shifted, J16), numbers(I32, [23] * 16))
-    scaled = b.fmul(y, b.bitcast(b.add(exponent, numbers(I32, [127 << 23] * 16)), V16))
-    return b.select(large, constant(math.inf), b.select(small, constant(0.0), scaled))
+    y = b.bitcast(b.add(b.bitcast(y, J16), exponent), V16)
+    y = b.select(large, constant(math.inf), b.select(small, constant(0.0), y))
+    return b.select(b.fcmp_unordered("uno", x, x), x, y)
 
 
 def _sum(b: Any, vector: Any) -> Any:
