@@ -112,9 +112,9 @@ def prepare(folder: Path, environment: dict[str, str]) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below the folder."""
+    """Every file below the folder; its own name, which `run.json` has in it, is left out."""
     return {
-        str(path.relative_to(folder)): path.read_bytes()
+        str(path.relative_to(folder)): path.read_bytes().replace(os.fsencode(folder), b"")
         for path in folder.rglob("*")
         if path.is_file()
     }
