@@ -172,6 +172,10 @@ def _inside_layers(standard: Standard, engine: Engine) -> Stretch | None:
                 return f"layer {layer}, before its {name}", records
         value, error = _bound(ensemble, "logits", 1)
         if not measure(found["logits"], value, error).inside:
+            if part == "attention" and not np.isfinite(found["logits"]).all():
+                # Weights of zero do not hide NaN: the feed-forward may be its origin.
+                after = [r for r in [*before, *_split(ops, "ffn_norm", after=True)] if r.of != "wk"]
+                return f"layer {layer}, after its keys and values", after
             if part == "attention":
                 inside = ("wk", "wv", "attention_norm")  # (not the embedding's scale)
                 records = [r for r in before if r.weight not in inside and r.of not in inside]
@@ -225,6 +229,12 @@ def _inside_training(standard: Standard, engine: Engine) -> Stretch | None:
             losses = rival.losses(run.x, run.y)
         value, error = _bound(ensemble, "losses", 2)
         off = measure(losses.reshape(run.x.shape), value, error)
+        if zero and not np.isfinite(losses).all():  # 0 · NaN is NaN
+            return f"layer {count - 1}, forward", [
+                *suspect,
+                *records,
+                *forward.where(layer=count - 1),
+            ]
         suspect = [*suspect, *records] if off.share > CLEARLY else records
         if not off.inside:
             return words, suspect

@@ -37,25 +37,30 @@ def off_by_a_thousandth(results: Any) -> Any:
     return (first, *results[1:]) if isinstance(results, tuple) else first
 
 
-def off_by_a_tenth(results: Any) -> Any:
+def multiplied(results: Any, factor: float) -> Any:
     """Every element of the first result: a bug that losses show, not only gradients."""
     if isinstance(results, tuple):
-        return (results[0] * np.float32(1.1), *results[1:])
-    return results * np.float32(1.1)
+        return (results[0] * np.float32(factor), *results[1:])
+    return results * np.float32(factor)
 
 
-def break_op(patch: pytest.MonkeyPatch, backend: str, op: str, whole: bool = False) -> None:
+def break_op(
+    patch: pytest.MonkeyPatch, backend: str, op: str, whole: bool = False, factor: float = 1.1
+) -> None:
     """The engine of a backend has a wrong op.
 
-    whole: the wrong op is in the whole passes, and the plain ops are right
+    whole: the wrong op is in the whole passes, multiplied by the factor; the plain ops are right
     """
     engine = backends.engine
+
+    def damage(results: Any) -> Any:
+        return multiplied(results, factor)
 
     def broken(name: str, threads: int | None = None, family: str = "llama2") -> Engine:
         right = engine(name, threads, family)
         if name != backend:
             return right
-        wrong = Broken(right.ops, op, off_by_a_tenth if whole else off_by_a_thousandth)
+        wrong = Broken(right.ops, op, damage if whole else off_by_a_thousandth)
         if not whole:
             return Engine(wrong, name=name)
 

@@ -114,6 +114,21 @@ def test_the_stretch_of_a_wrong_whole_pass_is_named(
         assert "the plain ops of this stretch are all inside" in fault.text
 
 
+@needs_c
+@pytest.mark.parametrize(
+    ("family", "op"),
+    [("llama2", "rope"), ("llama2", "attention"), ("llama2", "swiglu"), ("gpt2", "gelu_forward")],
+)
+def test_the_stretch_of_nan_in_a_whole_pass_is_named(
+    family: str, op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of zero do not stop NaN, so the probes of a stretch may not end before its origin."""
+    break_op(monkeypatch, RIVAL, op, whole=True, factor=np.nan)
+    (fault,) = found_by(family, family == "gpt2", RIVAL).faults
+    assert fault.kind == "whole"
+    assert op in fault.ops, fault.text
+
+
 def test_a_tie_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two tokens with the same row of the classifier: either is right."""
     model = fixed("llama2")
