@@ -24,6 +24,10 @@ SIZE = 4096
 _board: mmap.mmap | None = None
 
 
+class ChildError(RuntimeError):
+    """The comparison itself failed in the child: a bug of ours, or memory that an op damaged."""
+
+
 def at(kind: str, run: str, backend: str, op: str, place: str) -> None:
     """Say which op of which backend begins; nothing outside of `in_child`."""
     if _board is not None:
@@ -63,7 +67,7 @@ def in_child(compare: Callable[[], Report], empty: Report) -> Report:
 
     empty: a report without entries, for the fault of an op that ends the child
 
-    Raises PyLLM2Error.
+    Raises PyLLM2Error, ChildError.
     """
     global _board
     if not can_fork():
@@ -89,7 +93,7 @@ def in_child(compare: Callable[[], Report], empty: Report) -> Report:
             raise error
         return found
     if status >= 0:
-        raise RuntimeError(f"the comparison ended with exit code {status}")
+        raise ChildError(f"the comparison ended with exit code {status}")
     if -status in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         raise KeyboardInterrupt
     empty.faults.append(_fault(bytes(board).partition(b"\0")[0], signal.Signals(-status).name))
