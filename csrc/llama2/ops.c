@@ -9,6 +9,7 @@
 
 #include "ops.h"
 #include "matmul.c"
+#include "packed.c"
 #include "../common/exponential.h"
 #include "../common/parallel.h"
 

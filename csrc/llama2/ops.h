@@ -110,4 +110,16 @@ void llama2_matmul_q8(float *out, const int8_t *x, const float *x_scales,
                       const int8_t *w, const float *w_scales,
                       int64_t T, int64_t C, int64_t OC, int64_t GS);
 
+/* ---- blocks of GGUF; kind is the id of a type there ------------------------------------------ */
+
+/* Numbers in so many bytes; 0 for a kind that is not here, or a part of a block. */
+int64_t llama2_packed_numbers(int32_t kind, int64_t bytes);
+
+/* w: (OC, bytes of a row)  ->  (OC, C) */
+void llama2_dequantize_packed(float *out, const uint8_t *w, int32_t kind, int64_t OC, int64_t C);
+
+/* x: (T, C)  w: (OC, bytes of a row)  b: (OC,), or NULL  ->  (T, OC) */
+void llama2_matmul_packed(float *out, const float *x, const uint8_t *w, int32_t kind,
+                          const float *b, int64_t T, int64_t C, int64_t OC);
+
 #endif

@@ -32,6 +32,7 @@ _SCALARS: dict[str, tuple[type, Convert]] = {
 _ELEMENTS: dict[str, np.dtype[Any]] = {
     "char": np.dtype(np.uint8),
     "int8_t": np.dtype(np.int8),
+    "uint8_t": np.dtype(np.uint8),
     "int32_t": np.dtype(np.int32),
     "int64_t": np.dtype(np.int64),
     "uint64_t": np.dtype(np.uint64),

@@ -36,6 +36,11 @@ def int8(a: ArrayLike) -> NDArray[np.int8]:
     return np.ascontiguousarray(a, dtype=np.int8)
 
 
+def uint8(a: ArrayLike) -> NDArray[np.uint8]:
+    """Contiguous bytes."""
+    return np.ascontiguousarray(a, dtype=np.uint8)
+
+
 def aligned_floats(n: int) -> NDArray[np.float32]:
     """n floats, not initialised, from the start of a cache line: products are twice as fast."""
     memory = np.empty(n + 15, np.float32)

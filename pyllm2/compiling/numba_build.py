@@ -188,7 +188,8 @@ def with_one_signature(kernel: Callable[..., Any], function: Callable[..., Any])
 def _contiguous(argument: Any) -> Any:
     if not isinstance(argument, np.ndarray):
         return argument
-    return np.ascontiguousarray(argument, np.int64 if argument.dtype.kind in "iu" else None)
+    indices = argument.dtype.kind in "iu" and argument.dtype != np.uint8  # those are bytes
+    return np.ascontiguousarray(argument, np.int64 if indices else None)
 
 
 # ---- threads ----------------------------------------------------------------------------------

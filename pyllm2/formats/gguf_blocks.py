@@ -292,6 +292,11 @@ TYPES = {
     )
 }
 BY_NAME = {kind.name: kind for kind in TYPES.values()}
+# What every backend multiplies with as it is; matrices of other types are dequantised first.
+PACKED = tuple(BY_NAME[n].id for n in "Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K".split())
+# Bytes of a block at which an f16 begins.
+HALVES: dict[str, tuple[int, ...]] = dict.fromkeys(("Q8_0", "Q4_0", "Q5_0"), (0,))
+HALVES |= dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)) | {"Q6_K": (208,)}
 # Formats that occur in files and are not read; an error names them.
 UNSUPPORTED = {9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S"}
 UNSUPPORTED |= {21: "IQ3_S", 22: "IQ2_S", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64"}

@@ -18,8 +18,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from pyllm2.formats.gguf_blocks import TYPES
+
 Array = NDArray[np.float32]
 Int8 = NDArray[np.int8]
+Bytes = NDArray[np.uint8]
 Tokens = NDArray[np.integer]
 
 EPS = 1e-5  # these two as in run.c; other models give their own
@@ -381,3 +384,25 @@ def matmul_q8(x: Int8, x_scales: Array, w: Int8, w_scales: Array, group_size: in
         first = np.arange(OC) * C + g * group_size
         out += integers * w_scales[first // group_size] * x_scales[:, g : g + 1]
     return out
+
+
+# ---- blocks of GGUF --------------------------------------------------------------------------
+
+
+def dequantize_packed(w: Bytes, kind: int) -> Array:
+    """The numbers of rows of blocks: the `dequantize_*` of that kind, block by block.
+
+    w: (OC, bytes of a row) uint8   kind: id in `formats.gguf_blocks.TYPES`   ->   (OC, C)
+    """
+    block = TYPES[kind]
+    blocks = w.reshape(-1, block.nbytes)
+    return block.dequantize(blocks).reshape(len(w), -1)
+
+
+def matmul_packed(x: Array, w: Bytes, kind: int, b: Array | None = None) -> Array:
+    """`matmul` with the numbers that blocks stand for. x stays float32: nothing of it is rounded.
+
+    x: (T, C)   w: (OC, bytes of a row)   kind: see `dequantize_packed`   b: (OC,)   ->   (T, OC)
+    Rivals multiply without a dequantised copy: the integers first, then one scale for a block.
+    """
+    return matmul(x, dequantize_packed(w, kind), b)

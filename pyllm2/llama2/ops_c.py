@@ -21,12 +21,14 @@ from pyllm2.compiling.c_library import (
     int8,
     int32,
     library,
+    uint8,
     writeable,
 )
 from pyllm2.compiling.pace import Pace
 
 Array = NDArray[np.float32]
 Int8 = NDArray[np.int8]
+Bytes = NDArray[np.uint8]
 Tokens = NDArray[np.integer]
 
 EPS = 1e-5
@@ -198,6 +200,28 @@ class Ops:
         out = np.empty((T, OC), np.float32)
         self._c.matmul_q8(out, x, x_scales, w, w_scales, T, C, OC, group_size)
         return out
+
+    def dequantize_packed(self, w: Bytes, kind: int) -> Array:
+        w = uint8(w)
+        out = np.empty((len(w), self._packed_numbers(w, kind)), np.float32)
+        self._c.dequantize_packed(out, w, kind, *out.shape)
+        return out
+
+    def matmul_packed(self, x: Array, w: Bytes, kind: int, b: Array | None = None) -> Array:
+        x, w, b = floats(x), uint8(w), None if b is None else floats(b)
+        (T, C), OC = x.shape, len(w)
+        if self._packed_numbers(w, kind) != C:
+            raise ValueError(f"w: {w.shape[1]} bytes per row, x: {C} numbers per row")
+        out = np.empty((T, OC), np.float32)
+        self._c.matmul_packed(out, x, w, kind, b, T, C, OC)
+        return out
+
+    def _packed_numbers(self, w: Bytes, kind: int) -> int:
+        """The numbers of a row. Raises ValueError for a kind that C has not."""
+        n: int = self._c.packed_numbers(kind, w.shape[1])
+        if not n:
+            raise ValueError(f"kind {kind} with {w.shape[1]} bytes per row has no kernel")
+        return n
 
     # ---- whole passes --------------------------------------------------------------------------
 

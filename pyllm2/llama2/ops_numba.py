@@ -376,6 +376,111 @@ def matmul_q8(x, x_scales, w, w_scales, group_size):
     return out
 
 
+# ---- blocks of GGUF --------------------------------------------------------------------------
+
+# The ids of `formats.gguf_blocks.TYPES`, where the layouts are stated, and bytes per block.
+Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = 2, 3, 6, 7, 8, 12, 13, 14
+BLOCK_BYTES = (0, 0, 18, 20, 0, 0, 22, 24, 34, 0, 0, 0, 144, 176, 210)
+
+
+@numba_build.device()
+def _block(kind):
+    """Numbers and bytes of a block."""
+    nbytes = BLOCK_BYTES[kind] if 0 <= kind < 15 else 0
+    if nbytes == 0:
+        raise ValueError("this kind of block has no kernel")
+    return 256 if kind >= Q4_K else 32, nbytes
+
+
+@numba_build.device()
+def _half(b, at):
+    """The IEEE half at a byte. Exponent and fraction, as those of a float32, are off by 2^112."""
+    bits = np.int32(b[at]) | np.int32(b[at + 1]) << 8
+    magnitude = np.int32((bits & 0x7FFF) << 13)
+    if bits & 0x7C00 == 0x7C00:  # infinity or NaN
+        size = np.int32(magnitude | 0x7F800000).view(np.float32)
+    else:
+        size = magnitude.view(np.float32) * np.float32(2.0**112)
+    return -size if bits & 0x8000 else size
+
+
+@numba_build.device()
+def _six_bits(b, j, upper):
+    """Scale (upper 0) or minimum (upper 4) j of eight, in the bytes 4 to 15 of a block."""
+    if j < 4:
+        return np.int32(b[4 + upper + j]) & 63
+    return np.int32(b[8 + j]) >> upper & 15 | np.int32(b[upper + j]) >> 6 << 4
+
+
+@numba_build.device()
+def _expand_32(out, b, kind):
+    """The numbers of a block of 32. All are d·q + m, with m = 0 where there is no minimum."""
+    d, m = _half(b, 0), _half(b, 2) if kind in (Q4_1, Q5_1) else ZERO
+    fifth = (2 if kind == Q5_0 else 4) if kind in (Q5_0, Q5_1) else 0  # their first byte
+    lower = fifth + 4 if fifth else 4 if kind == Q4_1 else 2
+    offset = 8 if kind == Q4_0 else 16 if kind == Q5_0 else 0
+    for i in range(32):
+        q = np.int32(b[lower + i % 16]) >> 4 * (i // 16) & 15
+        if fifth:
+            q |= (np.int32(b[fifth + i // 8]) >> i % 8 & 1) << 4
+        out[i] = d * np.float32(np.int8(b[2 + i]) if kind == Q8_0 else q - offset) + m
+
+
+@numba_build.device()
+def _expand_256(out, b, kind):
+    d = _half(b, 208) if kind == Q6_K else _half(b, 0)
+    dmin = ZERO if kind == Q6_K else _half(b, 2)
+    for i in range(256):
+        if kind == Q6_K:
+            half, j = i // 128, i % 128
+            q = np.int32(b[64 * half + j % 64]) >> 4 * (j // 64) & 15
+            q |= (np.int32(b[128 + 32 * half + j % 32]) >> 2 * (j // 32) & 3) << 4
+            out[i] = d * np.float32(np.int8(b[192 + i // 16])) * np.float32(q - 32)
+        else:
+            j = i // 32
+            lower = 48 if kind == Q5_K else 16
+            q = np.int32(b[lower + 32 * (j // 2) + i % 32]) >> 4 * (j % 2) & 15
+            if kind == Q5_K:
+                q |= (np.int32(b[16 + i % 32]) >> j & 1) << 4
+            minimum = dmin * np.float32(_six_bits(b, j, 4))
+            out[i] = d * np.float32(_six_bits(b, j, 0)) * np.float32(q) - minimum
+
+
+@numba_build.device()
+def _expand_row(out, row, kind):
+    numbers, nbytes = _block(kind)
+    for k in range(len(row) // nbytes):
+        to, b = out[k * numbers : (k + 1) * numbers], row[k * nbytes : (k + 1) * nbytes]
+        if numbers == 32:
+            _expand_32(to, b, kind)
+        else:
+            _expand_256(to, b, kind)
+
+
+def dequantize_packed(w, kind):
+    numbers, nbytes = _block(kind)
+    out = np.empty((len(w), w.shape[1] // nbytes * numbers), np.float32)
+    for o in prange(len(w)):
+        _expand_row(out[o], w[o], kind)
+    return out
+
+
+def matmul_packed(x, w, kind, b=None):
+    (T, C), OC, (numbers, nbytes) = x.shape, len(w), _block(kind)
+    if w.shape[1] * numbers != C * nbytes:
+        raise ValueError("the rows of x and w differ in length")
+    out = np.empty((T, OC), np.float32)
+    for o in prange(OC):
+        row = np.empty(C, np.float32)
+        _expand_row(row, w[o], kind)
+        for t in range(T):
+            total = ZERO
+            for c in range(C):
+                total += row[c] * x[t, c]
+            out[t, o] = total if b is None else total + b[o]
+    return out
+
+
 # Roundings that are part of the model. p·(1/power) must not become p/power, and int8 arithmetic is
 # chaotic: one bit before a rounding to int8 changes everything after it.
 _ORDERED = (rope_tables, quantize, dequantize, matmul_q8)

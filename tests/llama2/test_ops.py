@@ -58,6 +58,31 @@ def test_a_strict_matmul_is_the_naive_one_to_the_bit(backend: str, inputs: Any) 
     np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
 
 
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b.endswith("-strict")])
+@few(20)
+@given(inputs=strategies.matmul_packed_inputs())
+def test_a_strict_matmul_packed_is_that_of_the_dequantised_matrix(
+    backend: str, inputs: Any
+) -> None:
+    """To the bit: the same numbers, in the same order."""
+    x, w, kind, b = inputs
+    found = ops_of(backend).matmul_packed(x, w, kind, b)
+    numbers = specification.dequantize_packed(w, kind)
+    expected = specification._matmul_naive(x, numbers, b)
+    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+    found = ops_of(backend).dequantize_packed(w, kind)
+    np.testing.assert_array_equal(found, numbers)
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "numpy"])
+@pytest.mark.parametrize(("kind", "nbytes"), [(10, 84), (99, 18), (-1, 18), (2, 17), (2, 36)])
+def test_blocks_that_have_no_kernel_are_refused(backend: str, kind: int, nbytes: int) -> None:
+    """C and Numba would read past the rows: another kind, a part of a block, two blocks."""
+    x, w = np.ones((1, 32), np.float32), np.zeros((3, nbytes), np.uint8)
+    with pytest.raises(ValueError, match=r"kernel|per row|differ in length"):
+        ops_of(backend).matmul_packed(x, w, kind)
+
+
 def test_the_naive_matmul_is_a_matmul() -> None:
     """The strict backends' model lies within the bound itself."""
     hold(OPS["matmul"], {"naive": specification._matmul_naive})

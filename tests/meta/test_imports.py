@@ -23,7 +23,8 @@ RULES = """
     compiling*                             <- errors memory @
     llama2.config                          <- errors llama2.rope_scaling
     gpt2.config llama2.rope_scaling        <- errors
-    llama2.ops gpt2.ops training.ops       <-
+    llama2.ops                             <- formats.gguf_blocks
+    gpt2.ops training.ops                  <-
     *.ops_numba *.ops_c                    <- compiling
     fast*                                  <- compiling parameters @
     backends                               <- errors compiling fast *.ops *.ops_numba *.ops_c

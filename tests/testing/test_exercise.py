@@ -51,7 +51,7 @@ def test_its_code_runs_with_the_specification_as_the_solution(
             found.append(stub.name)
         exec(compile(tree, "exercise.md", "exec"), namespace)
     assert len(found) == 6
-    assert capsys.readouterr().out.startswith("llama2: 6 of 20 ops pass, 0 fail\n")
+    assert capsys.readouterr().out.startswith("llama2: 6 of 22 ops pass, 0 fail\n")
 
 
 def test_a_stub_fails() -> None:

@@ -14,6 +14,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pyllm2.formats.gguf_blocks import TYPES
 from pyllm2.testing.bounds import (
     COS_ULP,
     EXP_ULP,
@@ -432,3 +433,55 @@ def matmul_q8(
         # The first product may be that of any two factors; the third scales what underflows.
         underflow += TINY * (2 + np.abs(integers) + scales + x_scales[:, g : g + 1])
     return Bounded(value, growth(n_groups + 2) * total + underflow)
+
+
+def dequantize_packed(w: NDArray[np.uint8], kind: int, growth: Growth = gamma) -> Bounded:
+    """Without a minimum no rounding: scale, group's scale and integer together have ≤ 24 bits.
+
+    With one, d·q and m are exact too, and their sum is one rounding.
+    """
+    numbers, _ = _packed(w, kind)
+    return Bounded(numbers, (TYPES[kind].name in _FIRST_INTEGER) * U * np.abs(numbers))
+
+
+def matmul_packed(
+    x: ArrayLike,
+    w: NDArray[np.uint8],
+    kind: int,
+    b: ArrayLike | None = None,
+    growth: Growth = gamma,
+) -> Bounded:
+    """Sums of C terms x·w, or of 2C terms x·d·q and x·m: γ_{C+4} · (Σ|x|·(|d·q| + |m|) + |b|).
+
+    The numbers w may be rounded and multiplied (2 roundings per term), or the sums of x·q and of
+    x in a block, exact products at best, multiplied by their scales (2); then at most C additions
+    in any order, one to join the two sums, one for the bias. Integers times x do not underflow
+    inexactly; their products with scales do, once each, and products of rounded numbers.
+    """
+    (numbers, sizes), x64 = _packed(w, kind), np.asarray(x, np.float64)
+    C = x64.shape[-1]
+    value, total = x64 @ numbers.T, np.abs(x64) @ sizes.T
+    if b is not None:
+        value, total = value + np.asarray(b, np.float64), total + np.abs(np.asarray(b, np.float64))
+    return Bounded(value, growth(C + 4) * total + 3 * C * TINY)
+
+
+# Where the integers begin in a block with a minimum: with all bits 0 a number is its minimum.
+_FIRST_INTEGER = {"Q4_1": 4, "Q5_1": 4, "Q4_K": 16, "Q5_K": 16}
+
+
+def _packed(w: NDArray[np.uint8], kind: int) -> tuple[Array64, Array64]:
+    """The numbers of rows of blocks, exact, and |d·q| + |m| for each. (OC, C) both."""
+    block = TYPES[kind]
+    blocks = np.ascontiguousarray(w).reshape(-1, block.nbytes)
+    numbers = block.dequantize(blocks).astype(np.float64)
+    if block.name not in _FIRST_INTEGER:
+        return numbers.reshape(len(w), -1), np.abs(numbers).reshape(len(w), -1)
+    first = _FIRST_INTEGER[block.name]
+    scales_only, integers_only = blocks.copy(), blocks.copy()
+    scales_only[:, first:] = 0
+    minimum = block.dequantize(scales_only).astype(np.float64)
+    integers_only[:, 2:4] = 0  # m, or dmin
+    products = block.dequantize(integers_only).astype(np.float64)
+    sizes = np.abs(products) + np.abs(minimum)
+    return (products + minimum).reshape(len(w), -1), sizes.reshape(len(w), -1)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pyllm2.formats.gguf_blocks import TYPES
 from pyllm2.testing.bounds import U
 from pyllm2.testing.llama2 import bounds
 from pyllm2.testing.op import Array, assert_near, assert_same
@@ -86,6 +87,27 @@ def doubling_the_scales_doubles_the_product(
     big = np.abs(once) > 1e-30
     twice = op(x, 2 * x_scales, w, w_scales, group_size)
     assert_same(twice[big], 2 * once[big], "matmul_q8(x, 2·scale) = 2 matmul_q8(x, scale)")
+
+
+def rows_of_blocks_are_independent(op: Any, w: Any, kind: int) -> None:
+    """A row alone has the same numbers."""
+    assert_same(op(w[-1:], kind), op(w, kind)[-1:], "dequantize_packed(w[-1:])")
+
+
+def unit_rows_pick_numbers_of_the_blocks(op: Any, x: Array, w: Any, kind: int, *b: Any) -> None:
+    """x = e_j gives number j of every row: no other number is left, and no rounding but its own."""
+    numbers = TYPES[kind].dequantize(w.reshape(-1, TYPES[kind].nbytes)).reshape(len(w), -1)
+    units = np.eye(x.shape[1], dtype=np.float32)[:: max(1, x.shape[1] // 40)]
+    expected = numbers[:, :: max(1, x.shape[1] // 40)].T
+    assert_same(op(units, w, kind, *(None for _ in b)), expected, "matmul_packed(e_j, w) = w[:, j]")
+
+
+def product_with_blocks_scales_with_x(op: Any, x: Array, w: Any, kind: int, *b: Any) -> None:
+    """A power of two passes through without rounding."""
+    none = [None for _ in b]
+    once = op(x, w, kind, *none)
+    big = np.abs(once) > 1e-25
+    assert_same(op(2 * x, w, kind, *none)[big], 2 * once[big], "matmul_packed(2x) = 2 ...")
 
 
 # ---- rope -----------------------------------------------------------------------------------

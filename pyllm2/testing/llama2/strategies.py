@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pyllm2 import backends
+from pyllm2.formats.gguf_blocks import HALVES, PACKED, TYPES
 from pyllm2.llama2.config import Llama2Config
 from pyllm2.llama2.initial import random_weights
 from pyllm2.llama2.model import Llama2
@@ -208,6 +209,34 @@ def matmul_q8_inputs(draw: Draw) -> tuple[Any, ...]:
     values, scales = specification.quantize(x, GS)
     w, w_scales = specification.quantize(draw(arrays((1, OC * x.shape[1]))), GS)
     return values, scales, w.reshape(OC, -1), w_scales[0], GS
+
+
+@st.composite
+def packed_inputs(draw: Draw, most_rows: int = 20) -> tuple[NDArray[np.uint8], int]:
+    """Rows of blocks of any bits and their kind. Scales are finite, also subnormal, 0, negative."""
+    kind = TYPES[draw(st.sampled_from(PACKED))]
+    rows, per_row = draw(sizes(most_rows)), draw(sizes(9 if kind.numbers == 32 else 3))
+    seed = draw(st.integers(0, 2**32 - 1))
+    random = np.random.default_rng(seed)
+    blocks = random.integers(0, 256, (rows * per_row, kind.nbytes), np.uint8)
+    few = np.array(draw(st.lists(_halves, min_size=1, max_size=4)), "<f2")
+    for at in HALVES[kind.name]:
+        chosen = few[random.integers(0, len(few), len(blocks))]
+        blocks[:, at : at + 2] = chosen.view(np.uint8).reshape(-1, 2)
+    return blocks.reshape(rows, -1), kind.id
+
+
+_halves = st.one_of(
+    st.floats(-4, 4, width=16), st.sampled_from([1.0, 0.0, 0.01, -0.01, 2.0**-24, -(2.0**-20)])
+)
+
+
+@st.composite
+def matmul_packed_inputs(draw: Draw) -> tuple[Any, ...]:
+    w, kind = draw(packed_inputs())
+    T, C = draw(sizes(20)), w.shape[1] // TYPES[kind].nbytes * TYPES[kind].numbers
+    b = draw(arrays((len(w),))) if draw(st.booleans()) else None
+    return draw(arrays((T, C))), w, kind, b
 
 
 # ---- whole models ---------------------------------------------------------------------------

@@ -191,5 +191,18 @@ OPS = {
             bounds.matmul_q8,
             [laws.doubling_the_scales_doubles_the_product],
         ),
+        Op(
+            "dequantize_packed",
+            strategies.packed_inputs(),
+            bounds.dequantize_packed,
+            [laws.rows_of_blocks_are_independent],
+        ),
+        Op(
+            "matmul_packed",
+            strategies.matmul_packed_inputs(),
+            bounds.matmul_packed,
+            [laws.unit_rows_pick_numbers_of_the_blocks, laws.product_with_blocks_scales_with_x],
+            optional=1,
+        ),
     ]
 }
