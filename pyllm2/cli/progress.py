@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -14,6 +15,8 @@ from pyllm2.errors import PyLLM2Error
 from pyllm2.training.bits import bits_per_byte
 from pyllm2.training.recipe import Recipe
 from pyllm2.training.report import Report, Update
+
+ERASE = "\x1b[K"  # a terminal's: from the cursor to the end of the line
 
 
 class Progress(Report):
@@ -145,7 +148,17 @@ class JsonLines(Progress):
         self._event("saved", step, path=path)
 
     def end(self, step: int, finished: bool, model: str) -> None:
-        self._event("end", step, finished=finished, model=model)
+        loss, size = self.last_validation, self.bytes_per_token
+        self._event(
+            "end",
+            step,
+            finished=finished,
+            model=model,
+            seconds=time.perf_counter() - self.began,
+            training_loss=self.last_loss,
+            validation_loss=loss,
+            bits_per_byte=bits_per_byte(loss, size) if size and loss is not None else None,
+        )
 
     def _event(self, name: str, step: int, **fields: object) -> None:
         line = json.dumps({"event": name, "step": step, **fields})
@@ -161,8 +174,24 @@ def _bar(start: int, steps: int) -> Any:
         from tqdm import tqdm
     except ImportError:
         return None
+
+    class Bar(tqdm):  # type: ignore[misc]
+        @staticmethod
+        def status_printer(file: Any) -> Callable[[str], None]:
+            """Write a line over the last one, erased by the terminal.
+
+            tqdm erases it with blanks; in a terminal that is narrower by now they wrap.
+            """
+
+            def write(line: str) -> None:
+                file.write(f"\r{ERASE}{line}")
+                file.flush()
+
+            return write
+
     bar_format = "{n_fmt}/{total_fmt} {bar} {elapsed}<{remaining} | {desc}"
-    return tqdm(total=steps, initial=start, dynamic_ncols=True, bar_format=bar_format)
+    kind = tqdm if os.environ.get("TERM") == "dumb" else Bar
+    return kind(total=steps, initial=start, dynamic_ncols=True, bar_format=bar_format)
 
 
 def peak_memory() -> int:

@@ -9,10 +9,11 @@ import re
 import struct
 import termios
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
-from pyllm2.cli.progress import Progress
+from pyllm2.cli.progress import ERASE, Progress
 from pyllm2.training.recipe import Recipe
 from pyllm2.training.report import Update
 
@@ -29,12 +30,27 @@ class Tokenizer:
 def screen(data: bytes) -> list[str]:
     """The lines of a terminal of any width that has received `data`."""
     lines = []
-    for received in data.decode().replace("\r\n", "\n").split("\n"):
+    for row in data.decode().replace("\r\n", "\n").split("\n"):
         line: list[str] = []
-        for part in received.split("\r"):
+        for part in row.split("\r"):
+            if part.startswith(ERASE):
+                part, line = part.removeprefix(ERASE), []
             line[: len(part)] = part
         lines.append("".join(line).rstrip())
     return lines
+
+
+def resize(terminal: Any, columns: int) -> None:
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+
+
+def received(master: int) -> bytes:
+    """All that the terminal has got until nobody writes any more."""
+    seen = b""
+    with os.fdopen(master, "rb", buffering=0) as reader, suppress(OSError):  # EIO: no writer left
+        while part := reader.read(2**16):  # a terminal gives what it has by then
+            seen += part
+    return seen
 
 
 @pytest.fixture
@@ -42,7 +58,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The screen after a run with a sample."""
     pytest.importorskip("tqdm")
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    resize(slave, 120)
     with os.fdopen(slave, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr("sys.stdout", terminal)
         monkeypatch.setattr("sys.stderr", terminal)
@@ -52,11 +68,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             progress.update(Update(step, 1.25, 1e-3, 0.5, 0.0, 0.0, False))
             progress.sample(step, [1])
         progress.close()
-    seen = b""
-    with os.fdopen(master, "rb", buffering=0) as reader, suppress(OSError):  # EIO: no writer left
-        while received := reader.read(2**16):  # a terminal gives what it has by then
-            seen += received
-    return screen(seen)
+    return screen(received(master))
 
 
 def test_samples_are_above_the_bar(shown: list[str]) -> None:
@@ -73,3 +85,29 @@ def test_the_bar_shows_loss_norm_and_rate(shown: list[str]) -> None:
     assert re.fullmatch(
         r"3/3 .* \| loss 1\.250000 \| norm 0\.5000 \| lr 1\.00e-03 \| [\d,]+ tokens/s", last
     )
+
+
+def test_the_bar_follows_the_width_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line is longer than the terminal is when it is drawn, so that none wraps."""
+    pytest.importorskip("tqdm")
+    master, slave = pty.openpty()
+    widths = [120, 40, 80, 100, 20]
+    with os.fdopen(slave, "w", encoding="utf-8") as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        resize(terminal, widths[0])
+        progress = Progress(Recipe(1, 4, 4, len(widths)), Tokenizer())
+        progress.begin(0)
+        for step, width in enumerate(widths, 1):
+            resize(terminal, width)
+            terminal.write(f"\n[{width}]\n")
+            progress.update(Update(step, 1.25, 1e-3, 0.5, 0.0, 0.0, False))
+            progress.bar.refresh()  # tqdm waits a tenth of a second otherwise
+        terminal.write("\n[0]\n")
+        progress.close()
+    parts = re.split(r"\[(\d+)\]", received(master).decode().replace(ERASE, ""))
+    drawn = {int(width): text for width, text in zip(parts[1::2], parts[2::2], strict=True)}
+    for width in widths:
+        lines = [line for line in re.split(r"[\r\n]+", drawn[width]) if line.strip()]
+        assert lines, width
+        assert max(map(len, lines)) <= width, width
+    assert "tokens/s" in drawn[120]
