@@ -104,6 +104,8 @@ def _prepare(options: argparse.Namespace) -> int:
         f"{done.train_tokens} training tokens, {done.val_tokens} validation tokens; "
         f"{describe(texts)}"
     )
+    if done.val_tokens > done.train_tokens:
+        say("most tokens are for validation: --val-tokens N takes fewer")
     return 0
 
 

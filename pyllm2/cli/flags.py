@@ -58,7 +58,12 @@ class Parser(argparse.ArgumentParser):
         """ "; did you mean --prompt?" for a flag that looks like one of this command."""
         for word in unknown:
             if word.startswith("-"):
-                return did_you_mean(word.partition("=")[0], self._option_string_actions)
+                flag = word.partition("=")[0]
+                if len(flag) == 2:  # no flag of ours has one letter: those of run.c
+                    meant = ORIGINAL.get(flag)
+                    known = meant in self._option_string_actions
+                    return f"; did you mean {meant}?" if known else ""
+                return did_you_mean(flag, self._option_string_actions)
         return ""
 
     def error(self, message: str) -> NoReturn:
@@ -74,6 +79,16 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
+# The flags of llama2.c's `run` and their names here.
+ORIGINAL = {
+    "-t": "--temperature",
+    "-p": "--top-p",
+    "-s": "--seed",
+    "-n": "--max-new-tokens",
+    "-i": "--prompt",
+    "-z": "--tokenizer",
+    "-y": "--system",
+}
 _CHOICE = re.compile(r"(.*: invalid choice: '(.*)') \(choose from (.*)\)")
 
 

@@ -110,7 +110,7 @@ class _Writer:
         if not self.validated or not self.ids:
             raise UsageError(
                 f"{self.total} tokens in total, {self.val_tokens} of them for validation: none "
-                "left for training"
+                "left for training (--val-tokens N takes fewer)"
             )
         last = f"train_{self.trains:06d}.bin" if self.trains else "train.bin"
         self._write(last, len(self.ids))

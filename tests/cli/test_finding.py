@@ -49,6 +49,12 @@ def test_every_page_has_an_example(words: tuple[str, ...]) -> None:
             "generate ",
         ),
         (
+            "generate -n 30",
+            "unrecognized arguments: -n; did you mean --max-new-tokens?",
+            "generate ",
+        ),
+        ("tokenize -n", "unrecognized arguments: -n", "tokenize "),
+        (
             "tokenizer train x --out y --vocab=3",
             "unrecognized arguments: --vocab=3; did you mean --vocab-size?",
             "tokenizer train ",

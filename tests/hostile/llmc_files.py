@@ -240,7 +240,7 @@ def _preparing() -> list[Case]:
         return Case(row, f"data-{name}", error, GOOD, argv, code)
 
     there = "already exists: choose a new folder"
-    none_left = "of them for validation: none left for training"
+    none_left = "of them for validation: none left for training (--val-tokens N takes fewer)"
     missing = "no such file or directory"
     return [
         Case(65, "data-out-is-there", f"d: {there}", GOOD, PREPARE, make=occupied),
