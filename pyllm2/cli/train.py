@@ -6,7 +6,7 @@ import argparse
 
 from pyllm2.cli import numbers
 from pyllm2.cli.flags import add_action, add_actions, add_machine, add_texts
-from pyllm2.cli.train_flags import add_gpt2_flags, add_llama2_flags
+from pyllm2.cli.train_flags import add_extend, add_gpt2_flags, add_json, add_llama2_flags
 
 SUMMARY = "train a GPT-2 or a Llama-2"
 USAGE = "pyllm2 train {} --init MODEL --train GLOB --val GLOB --out FOLDER\n{:>32}"
@@ -69,9 +69,11 @@ def _add_text_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on with the run in FOLDER, with the flags that it began with",
     )
+    add_extend(parser)
     parser.add_argument(
         "--force", action="store_true", help="replace the run in FOLDER by a new one"
     )
+    add_json(parser)
     parser.add_argument(
         "--minutes",
         type=numbers.above_0,

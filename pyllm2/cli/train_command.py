@@ -10,14 +10,15 @@ from typing import Any
 
 from pyllm2.cli.flags import Parser
 from pyllm2.cli.train_flags import add_gpt2_flags, add_llama2_flags
-from pyllm2.errors import FormatError, UsageError
+from pyllm2.errors import FileError, FormatError, UsageError
 from pyllm2.formats.writer import atomic_write
+from pyllm2.training.folder import checkpoints
 
 RUN_FILE = "run.json"
 PATTERNS = ("train", "val")  # flags that name files
 PATHS = ("tokenizer", "init", "plot")  # and those that may
 REQUIRED = ("init", "train", "val")  # of a new run
-NOT_KEPT = ("out", "resume", "force", "no_mpi", "json")
+NOT_KEPT = ("out", "resume", "extend", "force", "no_mpi", "json")
 _ADD = {"gpt2": add_gpt2_flags, "llama2": add_llama2_flags}
 
 
@@ -33,6 +34,9 @@ def recalled(options: argparse.Namespace) -> argparse.Namespace:
 
     Raises UsageError for flags that are missing, FormatError for a damaged file.
     """
+    if options.extend:
+        options.steps = extended(options.out, options.extend, options.steps)
+        options.resume = True
     if options.resume and os.path.exists(os.path.join(options.out, RUN_FILE)):
         family, arguments = recall(options.out)
         if family != options.family:
@@ -40,6 +44,8 @@ def recalled(options: argparse.Namespace) -> argparse.Namespace:
                 f"{options.out} is a run of {family}: {resume_command(family, options.out)}"
             )
         kept = parser_of(family).parse_args([*arguments, *options.argv[2:]])
+        if options.extend:
+            kept.steps, kept.resume = options.steps, True
         return argparse.Namespace(**{**vars(options), **vars(kept)})
     missing = [f"--{name}" for name in REQUIRED if getattr(options, name) is None]
     if missing:
@@ -48,6 +54,19 @@ def recalled(options: argparse.Namespace) -> argparse.Namespace:
             f"the following arguments are required: {', '.join(missing)} (see {prog} --help)"
         )
     return options
+
+
+def extended(folder: str, updates: int, steps: int | None = None) -> int:
+    """The number of steps of a run that goes on for so many updates after its newest checkpoint.
+
+    Raises UsageError if `steps` is given too, FileError if there is no checkpoint.
+    """
+    if steps is not None:
+        raise UsageError("--extend and --steps: expected one of them")
+    found = checkpoints(folder) if os.path.isdir(folder) else []
+    if not found:
+        raise FileError(folder, "has no checkpoint to go on from")
+    return found[-1][0] + updates
 
 
 def remember(options: argparse.Namespace) -> None:
@@ -81,9 +100,9 @@ def recall(folder: str) -> tuple[str, list[str]]:
     ] + ["--out", folder]
 
 
-def resume_command(family: str, out: str) -> str:
+def resume_command(family: str, out: str, how: str = "--resume") -> str:
     """What to type to go on with a run."""
-    return f"pyllm2 train {family} {shlex.join(words('--out', out))} --resume"
+    return f"pyllm2 train {family} {shlex.join(words('--out', out))} {how}"
 
 
 def words(flag: str, value: str) -> tuple[str, ...]:

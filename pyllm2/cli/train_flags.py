@@ -89,6 +89,22 @@ def _add_files(group: Any, init: str) -> None:
     )
 
 
+def add_extend(parser: Any) -> None:
+    parser.add_argument(
+        "--extend",
+        type=numbers.positive,
+        metavar="N",
+        help="resume, and train for N updates after the newest checkpoint, also past the run's "
+        "end; the learning rate is then that of the longer run",
+    )
+
+
+def add_json(parser: Any) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print events on stdout, one JSON object per line"
+    )
+
+
 def _add_batch(group: Any) -> None:
     total = "tokens per update, a multiple of batch × context (default: one batch)"
     seed = "random seed of the data order, new weights and dropout, 0 to 2^32 - 1"
@@ -141,10 +157,11 @@ def _add_intervals(group: Any) -> None:
         action="store_true",
         help="resume from the newest checkpoint in FOLDER, with the flags of its run",
     )
+    add_extend(group)
     add(
         "--force",
         action="store_true",
         help="replace the run in FOLDER; with --resume: even if backend or threads have changed",
     )
-    add("--json", action="store_true", help="print events on stdout, one JSON object per line")
+    add_json(group)
     add("--plot", metavar="FILE", help="file of the loss plot (default: FOLDER/loss.png)")

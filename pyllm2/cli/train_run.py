@@ -72,19 +72,22 @@ class Setup:
     bytes_per_token: float | None  # of the validation data; None without a tokenizer
 
 
-def main(options: argparse.Namespace, processes: Processes) -> int:
-    """Train; returns 0 when the run is finished, 130 or 143 when a signal has stopped it."""
+def main(options: argparse.Namespace, processes: Processes, locked: bool = False) -> int:
+    """Train; returns 0 when the run is finished, 130 or 143 when a signal has stopped it.
+
+    locked: this process has locked the folder already
+    """
     asked = argparse.Namespace(**{**vars(options), **getattr(options, "asked", {})})
     setup = processes.together(lambda: _prepare(options, processes))
     _require_same(processes, setup)
-    with stop_requests() as stop, _folder(options, processes) as folder:
+    with stop_requests() as stop, _folder(options, processes, locked) as folder:
         progress = None
         if processes.rank == 0:
             kind = JsonLines if options.json else Progress
             progress = kind(setup.recipe, setup.tokenizer, setup.bytes_per_token)
         trainer = _trainer(options, setup, folder, progress, stop, processes)
         if options.resume:
-            _resume(trainer, folder, options.force)
+            _resume(trainer, folder, options.force, longer=bool(options.extend))
         if processes.rank == 0:
             remember(asked)
             if setup.tokenizer is not None:  # so that a checkpoint can be tried at once
@@ -114,7 +117,9 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _folder(options: argparse.Namespace, processes: Processes) -> Iterator[RunFolder | NoFolder]:
+def _folder(
+    options: argparse.Namespace, processes: Processes, locked: bool
+) -> Iterator[RunFolder | NoFolder]:
     """The run folder, which rank 0 writes; the others fail if it cannot be opened."""
     with ExitStack() as stack:
 
@@ -122,7 +127,7 @@ def _folder(options: argparse.Namespace, processes: Processes) -> Iterator[RunFo
             if processes.rank > 0:
                 return NoFolder()
             anew = OWN_FILES if options.force and not options.resume else None
-            return stack.enter_context(open_folder(options.out, options.resume, anew))
+            return stack.enter_context(open_folder(options.out, options.resume, anew, locked))
 
         yield processes.together(enter)
 
@@ -136,7 +141,8 @@ def _finish(
     _plot(options, trainer.folder.log.path, setup.bytes_per_token)
     say(progress.summary(trainer.step))
     if finished:
-        say(f"to train it further, into another folder: --init {shlex.quote(target)}")
+        more = resume_command(options.family, options.out, "--extend 1000")
+        say(f"to train it further: {more}; into another folder: --init {shlex.quote(target)}")
     else:
         say(f"stopped after {trainer.step} of {setup.recipe.steps} steps")
         say(f"to go on: {resume_command(options.family, options.out)}")
@@ -331,27 +337,36 @@ def _plan(options: argparse.Namespace) -> Plan:
     )
 
 
-def _resume(trainer: Trainer, folder: RunFolder | NoFolder, force: bool) -> None:
-    """Go on where the newest checkpoint was written; rank 0 reads it for all ranks."""
-    checkpoint = trainer.processes.together(lambda: _newest_checkpoint(trainer, folder, force))
+def _resume(
+    trainer: Trainer, folder: RunFolder | NoFolder, force: bool, longer: bool = False
+) -> None:
+    """Go on where the newest checkpoint was written; rank 0 reads it for all ranks.
+
+    longer: the run has another number of steps now, which is saved before the first of them
+    """
+    checkpoint = trainer.processes.together(
+        lambda: _newest_checkpoint(trainer, folder, force, longer)
+    )
     newest = folder.newest() or ""
     try:
         trainer.restore(checkpoint)
     except ConfigError as error:
         raise FormatError(newest, str(error)) from None
+    if longer:
+        trainer.save()
     folder.prune(trainer.plan.keep)  # the run may have been killed before it did so
     say(f"resumed from {newest}")
 
 
 def _newest_checkpoint(
-    trainer: Trainer, folder: RunFolder | NoFolder, force: bool
+    trainer: Trainer, folder: RunFolder | NoFolder, force: bool, longer: bool
 ) -> Checkpoint | None:
     """The checked checkpoint on rank 0; None on the others."""
     newest = folder.newest()
     if newest is None:
         return None
     file = CheckpointFile(newest)
-    file.require_same_run(trainer.identity, force)
+    file.require_same_run(trainer.identity, force, longer)
     if file.step > trainer.recipe.steps:
         raise FileError(newest, f"step {file.step} is beyond the run's {trainer.recipe.steps}")
     before, now = processes_of(file.identity), trainer.processes.size

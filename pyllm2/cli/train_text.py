@@ -16,18 +16,26 @@ import numpy as np
 from pyllm2 import backends
 from pyllm2.cli import signals, train_run
 from pyllm2.cli.output import say
-from pyllm2.cli.train_command import RUN_FILE, parser_of, recall, resume_command, words
+from pyllm2.cli.train_command import (
+    RUN_FILE,
+    extended,
+    parser_of,
+    recall,
+    resume_command,
+    words,
+)
 from pyllm2.errors import FileError, UsageError, os_errors
 from pyllm2.formats.sentencepiece_model import to_vocabulary
 from pyllm2.formats.text import Text, describe, open_texts
 from pyllm2.llama2 import family
 from pyllm2.tokenizers.sentencepiece import SentencePieceTokenizer
 from pyllm2.training import launch, processes, sizing
-from pyllm2.training.folder import LOCK, LOG, checkpoints, open_folder
+from pyllm2.training.folder import HAS_RUN, LOCK, LOG, PID, checkpoints, locked, open_folder
 from pyllm2.training.prepare import prepare
 from pyllm2.training.vocabulary import train_vocabulary
 
 DATA = "data"  # folder of the shards
+UNFINISHED = {DATA, train_run.TOKENIZER_FILE, RUN_FILE, LOG, LOCK, PID}  # before a checkpoint
 MAX_CONTEXT, MIN_CONTEXT = 256, 16
 MOST_ROWS = 8  # of a batch
 MAX_VAL_TOKENS = 50_000
@@ -42,7 +50,7 @@ def main(options: argparse.Namespace) -> int:
             f"train text: started as {count} processes, runs in one; the command that it prints "
             "can be started by mpiexec"
         )
-    if options.resume:
+    if options.resume or options.extend:
         return _resume(options)
     if not options.texts:
         raise UsageError(
@@ -55,9 +63,10 @@ def main(options: argparse.Namespace) -> int:
         context, tokens = _prepare(options.out, texts, tokenizer, nbytes)
         choice = _choose(options, tokenizer.vocab_size, context, tokens)
         arguments = _arguments(options, choice, context)
-        command = f"pyllm2 train llama2 {shlex.join(arguments)}"
-        say(command)
-        return train_run.main(parser_of("llama2").parse_args(arguments), processes.OneProcess())
+        say(f"pyllm2 train llama2 {shlex.join(arguments)}")
+        run = parser_of("llama2").parse_args(arguments)
+        run.json = options.json
+        return train_run.main(run, processes.OneProcess(), locked=True)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -68,9 +77,12 @@ def _resume(options: argparse.Namespace) -> int:
     for flag in ("backend", "threads"):
         if (value := getattr(options, flag)) is not None:
             arguments += [f"--{flag}", str(value)]
-    if options.force:
-        arguments.append("--force")
-    say(resume_command(family, options.out))
+    arguments += [f"--{flag}" for flag in ("force", "json") if getattr(options, flag)]
+    how = "--resume"
+    if options.extend:
+        how = f"--extend {options.extend}"
+        arguments += [*how.split(), "--steps", str(extended(options.out, options.extend))]
+    say(resume_command(family, options.out, how))
     resumed = parser_of(family).parse_args([*arguments, "--resume"])
     return train_run.main(resumed, processes.OneProcess())
 
@@ -79,15 +91,18 @@ def _make_room(out: str, force: bool) -> None:
     """Refuse a folder that is not empty; with `force` delete the run that it holds."""
     if not os.path.lexists(out) or (os.path.isdir(out) and not os.listdir(out)):
         return
+    if os.path.lexists(os.path.join(out, LOCK)):  # is another process at work there?
+        with locked(out):
+            if not checkpoints(out) and set(os.listdir(out)) <= UNFINISHED:
+                _clear(out)  # it was killed before its first checkpoint
+                return
     is_run = os.path.isdir(out) and (
         checkpoints(out) or os.path.exists(os.path.join(out, RUN_FILE))
     )
     if not is_run:
         raise FileError(out, "already exists and is no run: choose a new folder")
     if not force:
-        raise FileError(
-            out, "already contains a run: --resume continues it, --force begins a new one"
-        )
+        raise FileError(out, HAS_RUN)
     with open_folder(out, resume=False, anew=train_run.OWN_FILES):
         shutil.rmtree(os.path.join(out, DATA), ignore_errors=True)
 
@@ -102,17 +117,29 @@ def _new_run(out: str) -> Iterator[None]:
         above = os.path.dirname(above)
     with os_errors(out):
         os.makedirs(out, exist_ok=True)
+    unfinished = False
     try:
-        yield
+        with locked(out):
+            if checkpoints(out):  # another process was faster, and has finished by now
+                raise FileError(out, HAS_RUN)
+            try:
+                yield
+            finally:
+                if unfinished := not checkpoints(out):
+                    _clear(out)
     finally:
-        if not checkpoints(out):
-            shutil.rmtree(os.path.join(out, DATA), ignore_errors=True)
-            for name in (train_run.TOKENIZER_FILE, RUN_FILE, LOG, LOCK):
-                with suppress(OSError):
-                    os.unlink(os.path.join(out, name))
+        if unfinished:
             with suppress(OSError):
                 for folder in made:
                     os.rmdir(folder)
+
+
+def _clear(out: str) -> None:
+    """Delete what a run makes before its first checkpoint."""
+    shutil.rmtree(os.path.join(out, DATA), ignore_errors=True)
+    for name in UNFINISHED - {DATA}:
+        with suppress(OSError):
+            os.unlink(os.path.join(out, name))
 
 
 def _tokenizer(texts: list[Text]) -> tuple[SentencePieceTokenizer, int]:

@@ -81,8 +81,12 @@ class CheckpointFile:
             raise FormatError(self.path, f"metadata: {name} = {shown(value)}: damaged")
         return value
 
-    def require_same_run(self, identity: Mapping[str, Any], force: bool) -> None:
-        """Refuse to resume with another model, recipe or data; `force` accepts another engine.
+    def require_same_run(
+        self, identity: Mapping[str, Any], force: bool, longer: bool = False
+    ) -> None:
+        """Refuse to resume with another model, recipe or data.
+
+        force: accept another engine   longer: accept another number of steps
 
         Another number of processes is accepted: the sum over them is taken in another order, so
         another number of threads, which follows from it, does not matter either.
@@ -93,6 +97,8 @@ class CheckpointFile:
         if processes_of(self.identity) != processes_of(identity):
             free = ("engine.processes ", "engine.threads ")
             all_differences = [line for line in all_differences if not line.startswith(free)]
+        if longer:
+            all_differences = [x for x in all_differences if not x.startswith("recipe.steps ")]
         others = [line for line in all_differences if not line.startswith("engine.")]
         if others or (all_differences and not force):
             hint = "" if others else "; --force resumes, but the last bits may differ"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 from pyllm2.errors import FileError, os_errors
 from pyllm2.formats.safetensors_file import Blocks
@@ -15,6 +15,7 @@ from pyllm2.training.log import Log, NoLog, regular_file, require_regular
 
 _CHECKPOINT = re.compile(r"step_(\d{8,})\.safetensors")
 LOCK, PID, LOG = ".lock", ".pid", "main.log"
+HAS_RUN = "already contains a run: --resume continues it, --force begins a new one"
 
 
 class RunFolder:
@@ -70,11 +71,15 @@ def checkpoints(folder: str) -> list[tuple[int, str]]:
 
 @contextmanager
 def open_folder(
-    path: str | os.PathLike[str], resume: bool, anew: Collection[str] | None = None
+    path: str | os.PathLike[str],
+    resume: bool,
+    anew: Collection[str] | None = None,
+    is_locked: bool = False,
 ) -> Iterator[RunFolder]:
     """Create the folder if necessary, lock it, and remove temporary files.
 
     anew: replace a run that the folder holds: delete its checkpoints, and the files of these names
+    is_locked: the caller holds the lock already
 
     Raises FileError if it cannot be written, another process is training into it, it already
     holds a run and `resume` is false, or it holds none and `resume` is true.
@@ -89,14 +94,12 @@ def open_folder(
     for name in [LOCK, PID, *(os.path.basename(path) for _, path in checkpoints(folder))]:
         with os_errors(os.path.join(folder, name)):
             require_regular(os.path.join(folder, name))
-    with _locked(folder):
+    with nullcontext() if is_locked else locked(folder):
         remove_temporaries(folder)
         if anew is not None:
             _delete(folder, anew)
         if checkpoints(folder) and not resume:
-            raise FileError(
-                folder, "already contains a run: --resume continues it, --force begins a new one"
-            )
+            raise FileError(folder, HAS_RUN)
         yield RunFolder(folder, Log(os.path.join(folder, LOG), resume))
 
 
@@ -109,7 +112,7 @@ def _delete(folder: str, names: Collection[str]) -> None:
 
 
 @contextmanager
-def _locked(folder: str) -> Iterator[None]:
+def locked(folder: str) -> Iterator[None]:
     """Hold the folder's lock; the system releases it when the process ends, even when killed.
 
     The pid is in a separate file: some versions of filelock truncate the lock file.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
-from pyllm2.cli import train_run
+from pyllm2.cli import train_run, train_text
 from tests.support.command import in_process
 
 pytest.importorskip("sentencepiece")
@@ -107,3 +110,69 @@ def test_a_run_is_resumed_or_replaced_by_the_same_command(folder: Path) -> None:
     outcome = in_process((*argv, "--backend", "numpy", "--force"), folder)
     assert outcome.code == 0, outcome.err.decode()
     assert (folder / OUT / "model.bin").read_bytes() != before
+
+
+def test_a_run_is_extended(folder: Path, tmp_path: Path) -> None:
+    """`--extend N`: N updates after the newest checkpoint, then `--resume` knows the new end.
+
+    Events are JSON lines.
+    """
+    out = tmp_path / "run"
+    shutil.copytree(folder / OUT, out)
+    last = max(int(path.stem[5:]) for path in out.glob("step_*"))
+    argv = ("train", "text", "--out", "run", "--extend", "3", "--backend", "numpy", "--json")
+    outcome = in_process(argv, tmp_path)
+    assert outcome.code == 0, outcome.err.decode()
+    events = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [e["step"] for e in events if e["event"] == "update"] == [last + i for i in (1, 2, 3)]
+    assert events[-1]["event"] == "end"
+    assert events[-1]["step"] == last + 3
+    assert events[-1]["bits_per_byte"] > 0
+    outcome = in_process(("train", "llama2", "--out", "run", "--resume"), tmp_path)
+    assert outcome.code == 0, outcome.err.decode()
+    assert (out / f"step_{last + 3:08d}.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        ("train text --out new --extend 5", 1, "new: has no run to resume"),
+        ("train llama2 --out new --extend 5", 1, "new: has no checkpoint to go on from"),
+        ("train llama2 --out new --extend 5 --steps 9", 2, "--extend and --steps: expected one"),
+        ("train text --out new --extend 0", 2, "--extend: "),
+    ],
+)
+def test_what_cannot_be_extended(argv: str, code: int, message: str, tmp_path: Path) -> None:
+    """One line, and no folder is made."""
+    outcome = in_process(argv.split(), tmp_path)
+    assert outcome.code == code
+    assert outcome.err.decode().startswith(f"pyllm2: error: {message}")
+    assert not (tmp_path / "new").exists()
+
+
+def test_two_at_once(tmp_path: Path) -> None:
+    """The second one says who is at work, and leaves the first one's files alone."""
+    (tmp_path / "animals.txt").write_text(TEXT)
+    argv = "train text animals.txt --out x --minutes 0.01 --backend numpy".split()
+    with train_text._new_run(str(tmp_path / "x")):
+        (tmp_path / "x" / "data").mkdir()
+        before = sorted((tmp_path / "x").iterdir())
+        outcome = in_process(argv, tmp_path)
+        assert outcome.code == 1
+        message = f"pyllm2: error: x: process {os.getpid()} is training into it\n"
+        assert outcome.err.decode() == message
+        assert sorted((tmp_path / "x").iterdir()) == before
+
+
+def test_what_a_killed_start_has_left_is_replaced(tmp_path: Path) -> None:
+    """Without a checkpoint, and with nothing that is not its own."""
+    (tmp_path / "animals.txt").write_text(TEXT)
+    (tmp_path / "x" / "data").mkdir(parents=True)
+    for name in (".lock", ".pid", "tokenizer.bin"):
+        (tmp_path / "x" / name).touch()
+    argv = "train text animals.txt --out x --minutes 0.01 --backend numpy".split()
+    (tmp_path / "x" / "mine").touch()
+    assert in_process(argv, tmp_path).code == 1
+    (tmp_path / "x" / "mine").unlink()
+    outcome = in_process(argv, tmp_path)
+    assert outcome.code == 0, outcome.err.decode()
