@@ -63,7 +63,12 @@ def _dispatch(argv: list[str]) -> int:
     parser = parser_of()
     if "_ARGCOMPLETE" in os.environ:  # the shell asks, with the Tab key
         completion.complete(parser)
-    options = parse(parser, argv)
+    try:
+        options = parse(parser, argv)
+    except PyLLM2Error as error:
+        from pyllm2.cli import ranks
+
+        ranks.refuse(argv, error)
     if options.command is None:
         parser.print_help()
         return 0

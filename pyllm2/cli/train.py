@@ -7,6 +7,7 @@ import argparse
 from pyllm2.cli import numbers
 from pyllm2.cli.flags import add_action, add_actions, add_machine, add_texts
 from pyllm2.cli.train_flags import add_extend, add_gpt2_flags, add_json, add_llama2_flags
+from pyllm2.errors import PyLLM2Error
 
 SUMMARY = "train a GPT-2 or a Llama-2"
 USAGE = "pyllm2 train {} --init MODEL --train GLOB --val GLOB --out FOLDER\n{:>32}"
@@ -31,7 +32,10 @@ def main(options: argparse.Namespace) -> int:
     from pyllm2.cli import ranks
     from pyllm2.cli.train_command import recalled
 
-    options = recalled(options)
+    try:
+        options = recalled(options)
+    except PyLLM2Error as error:
+        ranks.refuse(options.argv, error)
     options.asked = {"threads": options.threads}  # before the processes share the processors
     with ranks.of_this_run(options) as processes:
         from pyllm2.cli import train_run

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from pyllm2.errors import BackendError
+from pyllm2.errors import BackendError, PyLLM2Error
 from pyllm2.training.processes import OneProcess
 
 # What launchers tell each process about the number of processes, by kind of MPI.
@@ -28,13 +28,18 @@ def started(environment: Mapping[str, str] = os.environ) -> int:
 
 
 @contextmanager
-def of_this_run(use_mpi: bool = True) -> Iterator[Any]:
+def of_this_run(use_mpi: bool = True, failed: PyLLM2Error | None = None) -> Iterator[Any]:
     """The processes of this run. Without a launcher, or without `use_mpi`, MPI is not imported.
+
+    failed: what this process has met already; it is raised by all. A process that ended without a
+    word would leave the others waiting for it.
 
     Raises BackendError if there are several and mpi4py is missing or belongs to another MPI.
     """
     size = started()
     if size == 1 or not use_mpi:
+        if failed is not None:
+            raise failed
         yield OneProcess()
         return
     try:
@@ -49,5 +54,5 @@ def of_this_run(use_mpi: bool = True) -> Iterator[Any]:
             f"mpi4py cannot load MPI: {str(error).splitlines()[0]}; pip install mpich, or set "
             "MPI4PY_LIBMPI to the libmpi of your mpiexec"
         ) from None
-    with mpi.world(size) as world:
+    with mpi.world(size, failed) as world:
         yield world

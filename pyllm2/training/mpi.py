@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,6 +33,7 @@ T = TypeVar("T")
 
 LEAST_PIECE = 2**12  # floats per message: below, latency dominates
 MOST_NAMED = 16  # ranks in a line
+BUG = 70  # exit code
 
 log = logging.getLogger("pyllm2")
 
@@ -201,13 +203,15 @@ class Ranks:
             raise SystemExit(NotFiniteError.exit_code) from None
         except BaseException as error:
             text, code = _described(error)
+            if code == BUG:
+                traceback.print_exception(error)
             sys.stderr.write(
                 f"pyllm2: error: rank {self.rank} of {self.size}: {printable(text)}; "
                 "all ranks are stopped\n"
             )
             sys.stderr.flush()
             self.communicator.Abort(code)
-            raise
+            os._exit(code)  # where Abort returns before the launcher has ended this rank
 
 
 def _described(error: BaseException) -> tuple[str, int]:
@@ -218,12 +222,15 @@ def _described(error: BaseException) -> tuple[str, int]:
         return "not enough memory", 1
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
-    return f"{error!r} is a bug in pyllm2", 70
+    return f"{error!r} is a bug in pyllm2", BUG
 
 
 @contextmanager
-def world(expected: int) -> Iterator[Ranks]:
-    """All ranks. Raises BackendError if MPI knows another number than the launcher."""
+def world(expected: int, failed: PyLLM2Error | None = None) -> Iterator[Ranks]:
+    """All ranks. Raises BackendError if MPI knows another number than the launcher.
+
+    failed: why this rank cannot work: no rank does
+    """
     ranks = Ranks(MPI.COMM_WORLD)
     if ranks.size != expected:
         library = MPI.Get_library_version().splitlines()[0]
@@ -231,6 +238,14 @@ def world(expected: int) -> Iterator[Ranks]:
             f"the launcher has started {expected} processes, mpi4py's MPI knows {ranks.size}: "
             f"they belong to different MPIs (mpi4py's is {library})"
         )
+
+    def begin() -> None:
+        if failed is not None:
+            raise failed
+
     with ranks.ended_together():
-        log.info("%s", ranks.description())  # a launcher names a dead rank by its pid
+        ranks.together(begin)
+        description = ranks.description()
+        if ranks.rank == 0:
+            log.info("%s", description)
         yield ranks

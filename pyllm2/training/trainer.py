@@ -126,7 +126,8 @@ class Trainer:
         """Train to the recipe's last step (True) or until stopped (False); save either way.
 
         Raises NotFiniteError; earlier checkpoints stay as they are. After any other error, such as
-        a failed read of the data, the last finished step is saved first.
+        a failed read of the data, the last finished step is saved first, unless there are several
+        processes: saving needs them all, and the others have met no error.
         """
         self.report.begin(self.step)
         try:
@@ -134,7 +135,8 @@ class Trainer:
         except NotFiniteError:
             raise  # a diverged state is not saved
         except Exception:
-            if self.consistent and self.step > (self.saved or 0):
+            alone = self.processes.size == 1
+            if alone and self.consistent and self.step > (self.saved or 0):
                 with suppress(Exception):  # the first error is the one to report
                     self.save()
             raise
