@@ -32,7 +32,8 @@ def parser_of(family: str) -> Parser:
 def recalled(options: argparse.Namespace) -> argparse.Namespace:
     """The flags of a run; of one that is resumed those that it began with, before those given.
 
-    Raises UsageError for flags that are missing, FormatError for a damaged file.
+    Raises UsageError for flags that are missing, FormatError for a damaged file, FileError for a
+    folder without a run.
     """
     if options.extend:
         options.steps = extended(options.out, options.extend, options.steps)
@@ -48,6 +49,9 @@ def recalled(options: argparse.Namespace) -> argparse.Namespace:
             kept.steps, kept.resume = options.steps, True
         return argparse.Namespace(**{**vars(options), **vars(kept)})
     missing = [f"--{name}" for name in REQUIRED if getattr(options, name) is None]
+    if missing and options.resume:
+        kept = "its flags: give all again" if _has_checkpoint(options.out) else "a run to resume"
+        raise FileError(options.out, f"does not hold {kept}")
     if missing:
         prog = f"pyllm2 train {options.family}"
         raise UsageError(
@@ -108,6 +112,12 @@ def resume_command(family: str, out: str, how: str = "--resume") -> str:
 def words(flag: str, value: str) -> tuple[str, ...]:
     """A flag with its value, as one argument if the value would be taken for a flag."""
     return (f"{flag}={value}",) if value.startswith("-") else (flag, value)
+
+
+def _has_checkpoint(folder: str) -> bool:
+    from pyllm2.training.folder import checkpoints
+
+    return os.path.isdir(folder) and bool(checkpoints(folder))
 
 
 def _arguments(options: argparse.Namespace) -> list[str]:
