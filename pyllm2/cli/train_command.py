@@ -50,8 +50,8 @@ def recalled(options: argparse.Namespace) -> argparse.Namespace:
         return argparse.Namespace(**{**vars(options), **vars(kept)})
     missing = [f"--{name}" for name in REQUIRED if getattr(options, name) is None]
     if missing and options.resume:
-        kept = "its flags: give all again" if _has_checkpoint(options.out) else "a run to resume"
-        raise FileError(options.out, f"does not hold {kept}")
+        lacks = "its flags: give all again" if _has_checkpoint(options.out) else "a run to resume"
+        raise FileError(options.out, f"does not hold {lacks}")
     if missing:
         prog = f"pyllm2 train {options.family}"
         raise UsageError(

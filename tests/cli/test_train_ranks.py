@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pyllm2.gpt2.checkpoint import load_parameters
 from pyllm2.training.checkpoint import CheckpointFile
 from pyllm2.training.folder import checkpoints
 from tests.support import mpi
 from tests.support.command import Outcome, as_process
 from tests.support.toy_training import BARE, N_PARAMETERS, write_shards
+from tests.training.test_golden import LOSS, NORM, assert_near
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
@@ -173,3 +176,42 @@ def test_a_signal_saves_once(folder: Path, number: signal.Signals, code: int) ->
     last = require_whole(folder / "out")
     assert f"stopped after {last} of".encode() in err
     assert before <= len(checkpoints(str(folder / "out")))
+
+
+def test_two_ranks_follow_the_recorded_run_of_two_processes(tmp_path: Path, shared: Path) -> None:
+    """llm.c's rules for two processes, recorded in float64; the optimizer is sharded here."""
+    golden = shared / "golden" / "llmc"
+    recorded = golden / "trainer_cuda_semantics" / "tiny_2proc"
+    log = json.loads((recorded / "log.json").read_text())
+    flags = {
+        "init": golden / "models" / "tiny" / "model.bin",
+        "train": recorded / "train_*.bin",
+        "val": recorded / "train_00.bin",
+        "batch": log["B"],
+        "context": log["T"],
+        "total-batch": log["total_batch_size"],
+        "steps": log["steps"],
+        "learning-rate": log["lr"],
+        "warmup": log["warmup"],
+        "schedule": log["scheduler"],
+        "final-fraction": log["final_frac"],
+        "weight-decay": log["weight_decay"],
+        "beta1": log["betas"][0],
+        "beta2": log["betas"][1],
+        "clip": log["clip"],
+        "zero": 1,
+        "backend": "numpy",
+        "threads": 1,
+    }
+    words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+    argv = ("train", "gpt2", *words, "--out", "out", "--val-every", "0", "--json")
+    outcome = mpi.run(2, mpi.command(*argv), tmp_path)
+    assert outcome.code == 0, outcome.err.decode()
+    events = [json.loads(line) for line in outcome.out.splitlines()]
+    updates = [event for event in events if event["event"] == "update"]
+    assert len(updates) == len(log["log"]["f64"]) == log["steps"]
+    for update, expected in zip(updates, log["log"]["f64"], strict=True):
+        assert update["loss"] == pytest.approx(expected["loss"], rel=0, abs=LOSS)
+        assert update["norm"] == pytest.approx(expected["grad_norm"], rel=NORM, abs=0)
+    _, found = load_parameters(tmp_path / "out" / "model.bin")
+    assert_near(found, np.load(recorded / "final_f64.npz")["params"], log["lr"])
