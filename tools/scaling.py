@@ -46,8 +46,7 @@ def state_bytes(n: int, ranks: int) -> int:
 
 def messages(n: int, ranks: int) -> int:
     """Messages that a rank sends in turn per step."""
-    from pyllm2.training.mpi import LEAST_PIECE
-    from pyllm2.training.processes import BLOCK
+    from pyllm2.training.processes import BLOCK, LEAST_PIECE
 
     if ranks == 1:
         return 0

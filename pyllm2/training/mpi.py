@@ -21,7 +21,7 @@ import mpi4py
 
 from pyllm2.compiling.processors import processor_numbers, processors
 from pyllm2.errors import BackendError, NotFiniteError, PyLLM2Error, printable
-from pyllm2.training.processes import BLOCK, blocks, shares
+from pyllm2.training.processes import BLOCK, LEAST_PIECE, blocks, shares
 
 if TYPE_CHECKING:
     from pyllm2.parameters import Array
@@ -31,7 +31,6 @@ from mpi4py import MPI  # noqa: E402
 
 T = TypeVar("T")
 
-LEAST_PIECE = 2**12  # floats per message: below, latency dominates
 MOST_NAMED = 16  # ranks in a line
 BUG = 70  # exit code
 

@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 ALIGNMENT = 16  # floats: every share begins on a cache line of the vector
 BLOCK = 2**20  # floats that are sent at once
+LEAST_PIECE = 2**12  # floats per message: below, latency dominates
 
 
 def shares(n: int, size: int) -> list[slice]:
