@@ -145,7 +145,7 @@ def test_the_command(tmp_path: Path) -> None:
     ("argv", "code"),
     [
         (["nosuch.bin"], 1),
-        (["--compare", "fortran"], 1),
+        (["--compare", "fortran"], 2),
         (["--ids", "1,99999"], 1),
         (["--new-tokens", "100000"], 1),
         (["--train", "--ids", "1"], 2),
