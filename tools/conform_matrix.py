@@ -9,12 +9,14 @@ import argparse
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pyllm2.conform.adapter import Adapter
+from pyllm2.conform.adapter import RUN_C_CHAT, Adapter, parse
 from pyllm2.conform.child import Limits
+from pyllm2.conform.properties import BY_NAME
 from pyllm2.conform.result import NOT_TESTED, PASSES
 from pyllm2.conform.session import Options, Session
 from tests.conform.wrong import WRONG, Wrong, build
@@ -25,7 +27,11 @@ def row(wrong: Wrong, folder: Path, budget: float) -> tuple[str, bool]:
     began = time.monotonic()
     program = build(wrong, folder)
     adapter = Adapter((str(program),), limits=Limits(3.0, 2**28))
-    session = Session(adapter, Options(budget=budget, skip=("drawn",), out=folder / "out"))
+    chat = BY_NAME[wrong.property].chat
+    if chat:
+        adapter = replace(adapter, template=parse(RUN_C_CHAT))
+    options = Options(budget=budget, skip=("drawn",), out=folder / "out", chat=chat)
+    session = Session(adapter, options)
     if session.smoke() is not None:
         return f"{wrong.name:<36} NOT DRIVABLE", False
     results = list(session.check_all())

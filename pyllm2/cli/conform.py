@@ -36,12 +36,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--args",
         metavar="TEMPLATE",
         help="its arguments, with {model} {tokenizer} {temperature} {topp} {seed} {steps} "
-        "{prompt}; [...] is dropped without its value (default: as run.c)",
+        "{prompt} {system}; [...] is dropped without its value (default: as run.c)",
     )
     parser.add_argument(
         "--trainer",
         action="store_true",
         help="the program trains as llm.c's train_gpt2 does, without arguments: compare its losses",
+    )
+    parser.add_argument(
+        "--chat", action="store_true", help="test its chat instead: run.c's -m chat, lines on stdin"
     )
     parser.add_argument("--list", action="store_true", help="print the properties and exit")
     parser.add_argument("--replay", metavar="DIR", help="run one finding again")
@@ -151,7 +154,17 @@ def _trainer(options: argparse.Namespace, output: Output) -> int:
     from pyllm2.conform.adapter import program_of
     from pyllm2.conform.child import Limits
 
-    for flag in ("args", "against", "like", "cwd_tokenizer", "begin", "end", "vocab_size", "env"):
+    for flag in (
+        "args",
+        "chat",
+        "against",
+        "like",
+        "cwd_tokenizer",
+        "begin",
+        "end",
+        "vocab_size",
+        "env",
+    ):
         if getattr(options, flag):
             raise UsageError(f"--{flag.replace('_', '-')}: not with --trainer")
     names = [case.name for case in trainer.CASES]
@@ -183,7 +196,7 @@ def _trainer(options: argparse.Namespace, output: Output) -> int:
 def _session(options: argparse.Namespace) -> Any:
     """Raises UsageError and FileError for what cannot be meant."""
     from pyllm2.conform import dialects, drawn
-    from pyllm2.conform.adapter import RUN_C, Adapter, parse, program_of
+    from pyllm2.conform.adapter import RUN_C, RUN_C_CHAT, Adapter, parse, program_of
     from pyllm2.conform.child import Limits
     from pyllm2.conform.properties import BY_NAME
     from pyllm2.conform.session import Options, Session, reference_of
@@ -192,6 +205,8 @@ def _session(options: argparse.Namespace) -> Any:
         for name in names or ():
             if name not in BY_NAME and name not in drawn.NAMES:
                 raise UsageError(f"{flag}: {name!r} is no property (see pyllm2 conform --list)")
+            if options.chat != (name in BY_NAME and BY_NAME[name].chat):
+                raise UsageError(f"{flag}: {name} is {'not ' * options.chat}tested by --chat")
     _check_regex("--begin", options.begin)
     _check_regex("--end", options.end)
     environment = {}
@@ -204,7 +219,8 @@ def _session(options: argparse.Namespace) -> Any:
         raise UsageError(f"--vocab-size: {options.vocab_size}: expected at least 600")
     if options.cwd_tokenizer and Path(options.cwd_tokenizer).is_absolute():
         raise UsageError(f"--cwd-tokenizer: {options.cwd_tokenizer!r}: expected a relative path")
-    template = parse(RUN_C if options.args is None else options.args)
+    usual = RUN_C_CHAT if options.chat else RUN_C
+    template = parse(usual if options.args is None else options.args)
     cwd_tokenizer = options.cwd_tokenizer or ""
     if "tokenizer" not in template.words and not cwd_tokenizer:
         cwd_tokenizer = "tokenizer.bin"
@@ -226,10 +242,11 @@ def _session(options: argparse.Namespace) -> Any:
         vocab_size=options.vocab_size,
         invalid_utf8=not options.no_invalid_utf8,
         out=Path(options.out),
+        chat=options.chat,
     )
     against = None
     if options.against:
-        against = reference_of(program_of([options.against]), adapter)
+        against = reference_of(program_of([options.against]), adapter, options.chat)
     return Session(adapter, chosen, against)
 
 
@@ -243,7 +260,7 @@ def _explain(session: Any, outcome: Any, output: Output) -> None:
         output.write(f"--- {name}, {len(data)} bytes ---\n".encode())
         output.write(data[:2000], end=True)
         output.write(b"\n")
-    found = propose.propose(session)
+    found = None if session.options.chat else propose.propose(session)
     if found is not None:
         template, cwd = found
         extra = f" --cwd-tokenizer {cwd}" if cwd else ""

@@ -23,6 +23,7 @@ from pyllm2.errors import FileError, UsageError
 RUN_C = (
     "{model} [-z {tokenizer}] [-t {temperature}] [-p {topp}] [-s {seed}] [-n {steps}] [-i {prompt}]"
 )
+RUN_C_CHAT = f"{RUN_C} -m chat [-y {{system}}]"
 # What else programs have; tried, for a proposal, if run.c's line gives nothing.
 _LONG = "--temperature {temperature} --steps {steps} [--prompt {prompt}]"
 PROPOSALS = (
@@ -39,6 +40,7 @@ PROPOSALS = (
 _TRACER = re.compile(rb"\[(\d{1,9})\]")
 
 Node = str | tuple[str] | list["Node"]  # text, a word, a group in brackets
+STDIN = "stdin"  # file with the lines of a chat
 ARGUMENT = "\0"  # between arguments, while a template is filled in
 
 
@@ -136,7 +138,7 @@ class Adapter:
     @property
     def is_run_c(self) -> bool:
         """Whether the command line is that of run.c, so that its stdout is held to run.c's too."""
-        return self.template.text == RUN_C and not (self.begin or self.end)
+        return self.template.text in (RUN_C, RUN_C_CHAT) and not (self.begin or self.end)
 
     def names(self, word: str) -> bool:
         return word in self.template.words
@@ -156,7 +158,7 @@ class Adapter:
     def run_in(self, case: Case, folder: Path) -> child.Outcome:
         locale = {"LC_ALL": "C.UTF-8", "LANG": "C.UTF-8"}
         environment = {**os.environ, **locale, **self.environment}
-        return child.run(self.command(case), folder, self.limits, environment)
+        return child.run(self.command(case), folder, self.limits, environment, case.stdin)
 
     def lay_out(self, case: Case, folder: Path) -> None:
         """Write the files of a case."""
@@ -166,6 +168,8 @@ class Adapter:
             files["tokenizer.bin"] = vocabulary
         if self.cwd_tokenizer:
             files[self.cwd_tokenizer] = vocabulary
+        if case.lines:
+            files[STDIN] = case.stdin
         for path, data in files.items():
             if data is not None:
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +188,8 @@ class Adapter:
     def shell_line(self, case: Case) -> str:
         """The command as a line for a shell."""
         words = [f"{name}={quoted(v.encode())}" for name, v in self.environment.items()]
-        return " ".join([*words, *(quoted(word) for word in self.command(case))])
+        words += [quoted(word) for word in self.command(case)]
+        return " ".join([*words, *(["<", STDIN] if case.lines else [])])
 
 
 def ids_of(text: bytes) -> list[int]:

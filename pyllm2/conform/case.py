@@ -16,7 +16,7 @@ from pyllm2.llama2.config import Llama2Config
 UNK, BOS, EOS = 0, 1, 2
 FIRST_BYTE = 3
 SPACE_ID = 20  # of the piece " " unless a case has another place for it
-WORDS = ("model", "tokenizer", "temperature", "topp", "seed", "steps", "prompt")
+WORDS = ("model", "tokenizer", "temperature", "topp", "seed", "steps", "prompt", "system")
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Case:
     steps: int = 8
     left_out: tuple[str, ...] = ()
     damage: str = ""  # what is wrong with the files on purpose
+    system: bytes | None = None  # of a chat; None: it is asked for, the first of `lines`
+    lines: tuple[bytes, ...] = ()  # of stdin; a case that has some is a chat
     judge: str = "ids"  # how stdout is compared: a name of judge.WAYS
 
     def but(self, **changes: Any) -> Case:
@@ -90,6 +92,8 @@ class Case:
         }
         if self.prompt is not None:
             found["prompt"] = self.prompt
+        if self.system is not None:
+            found["system"] = self.system
         return {word: value for word, value in found.items() if word not in self.left_out}
 
     def summary(self) -> str:
@@ -103,14 +107,25 @@ class Case:
             parts.append(f"temperature {self.temperature}, top-p {self.topp}, seed {self.seed}")
         if self.prompt is not None:
             parts.append(f"prompt {show(self.prompt)}")
+        if self.system is not None:
+            parts.append(f"system prompt {show(self.system)}")
+        if self.lines:
+            parts.append(f"stdin {show(self.stdin)}")
         return ", ".join(parts)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; bytes as text with escapes."""
         found = asdict(self)
-        found["prompt"] = None if self.prompt is None else show(self.prompt)
+        for name in ("prompt", "system"):
+            value = getattr(self, name)
+            found[name] = None if value is None else show(value)
+        found["lines"] = [show(line) for line in self.lines]
         found["texts"] = [[t.id, show(t.piece), t.score] for t in self.texts]
         return found
+
+    @property
+    def stdin(self) -> bytes:
+        return b"".join(line + b"\n" for line in self.lines)
 
     # ---- files -------------------------------------------------------------------------------
 

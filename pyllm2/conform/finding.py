@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllm2.conform import child
-from pyllm2.conform.adapter import RUN_C, Adapter, ids_of, parse
+from pyllm2.conform.adapter import RUN_C, RUN_C_CHAT, STDIN, Adapter, ids_of, parse
 from pyllm2.conform.case import Case
 from pyllm2.conform.judge import Verdict, new_ids
 from pyllm2.conform.reference import Expected
@@ -143,7 +143,10 @@ def replay(
     sure = record["sure"]
     if against:
         values = {k: v for k, v in record["words"].items() if isinstance(v, str)}
-        line = parse(RUN_C).fill({k: os.fsencode(v) for k, v in values.items()})
+        chats = (folder / STDIN).is_file()
+        line = parse(RUN_C_CHAT if chats else RUN_C).fill(
+            {k: os.fsencode(v) for k, v in values.items()}
+        )
         expected = _run_copy(folder, [*map(os.fsencode, against), *line], {}, limits).out
         sure = len(ids_of(expected))
     argv = [os.fsencode(word) for word in record["argv"]]
@@ -174,4 +177,5 @@ def _run_copy(
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(path.read_bytes())
         locale = {"LC_ALL": "C.UTF-8", "LANG": "C.UTF-8"}
-        return child.run(argv, Path(name), limits, {**os.environ, **locale, **environment})
+        stdin = Path(name, STDIN).read_bytes() if Path(name, STDIN).is_file() else b""
+        return child.run(argv, Path(name), limits, {**os.environ, **locale, **environment}, stdin)

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pyllm2.conform.case import SPACE_ID, Case, Text
+from pyllm2.conform.chat import expected
 from pyllm2.conform.dialects import TODAY, Dialect
 from pyllm2.conform.judge import new_ids
-from pyllm2.conform.reference import Expected, expected
+from pyllm2.conform.reference import Expected
 
 MOST_SEEDS = 400
 Accept = Callable[[Case, Expected], bool]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from graphlib import TopologicalSorter
 
-from pyllm2.conform import properties_flags, properties_model, properties_text
+from pyllm2.conform import properties_chat, properties_flags, properties_model, properties_text
 from pyllm2.conform.property import Property
 
 _LISTED = (
     *properties_model.PROPERTIES,
     *properties_text.PROPERTIES,
     *properties_flags.PROPERTIES,
+    *properties_chat.PROPERTIES,
 )
 BY_NAME = {found.name: found for found in _LISTED}
 

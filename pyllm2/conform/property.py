@@ -22,6 +22,7 @@ class Property:
     cases: how many are tried on a program that is fast
     switch: of the dialect, whose older value the cases also judge
     needs_scores: of the vocabulary   without: only for programs that lack this word
+    chat: tested by --chat, which leaves out all others
     """
 
     name: str
@@ -35,3 +36,4 @@ class Property:
     needs_scores: bool = False
     run_c_only: bool = False
     without: str = ""
+    chat: bool = False

@@ -11,8 +11,7 @@ from pyllm2.errors import PyLLM2Error
 
 def last_command(session: Session) -> str:
     """The command of the smoke test."""
-    case, _ = session.maker.draw(session.maker.base(blocks="none"))
-    return session.adapter.shell_line(case)
+    return session.adapter.shell_line(session.smoke_case())
 
 
 def propose(session: Session) -> tuple[str, str] | None:

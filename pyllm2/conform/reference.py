@@ -86,7 +86,7 @@ def expected(case: Case, dialect: Dialect = TODAY) -> Expected:
     tokenizer = SentencePieceTokenizer(case.pieces, case.scores)
     temperature, topp, seed, steps = settings(case)
     prompt = encode(tokenizer, case.prompt or b"", dialect)
-    model, cache = _start(case, steps, dialect)
+    model, cache = start(case, steps, dialect)
     coins = XorShift(seed)
     ids: list[int] = []
     parts: list[bytes] = []
@@ -108,7 +108,7 @@ def expected(case: Case, dialect: Dialect = TODAY) -> Expected:
     return Expected(prompt, ids, parts, margins, stopped)
 
 
-def _start(case: Case, steps: int, dialect: Dialect) -> tuple[Llama2, KVCache]:
+def start(case: Case, steps: int, dialect: Dialect) -> tuple[Llama2, KVCache]:
     """The model of a case and an empty cache; with the RoPE tables of the file, if it used them."""
     model = Llama2(case.config, Weights(**case.tensors), engine())
     if not dialect.computes_rope and case.damage == "junk rope":

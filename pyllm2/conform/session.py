@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyllm2.conform import dialects, drawn, finding
-from pyllm2.conform.adapter import RUN_C, Adapter, ids_of, parse
+from pyllm2.conform.adapter import RUN_C, RUN_C_CHAT, Adapter, ids_of, parse
 from pyllm2.conform.case import Case
+from pyllm2.conform.chat import expected
 from pyllm2.conform.child import Outcome
 from pyllm2.conform.dialects import TODAY, Dialect
 from pyllm2.conform.finding import Finding
@@ -17,7 +18,7 @@ from pyllm2.conform.judge import REFUSES, Verdict, judge, new_ids
 from pyllm2.conform.maker import Maker, NoCaseError, quiet
 from pyllm2.conform.properties import BY_NAME, PROPERTIES
 from pyllm2.conform.property import Property
-from pyllm2.conform.reference import Expected, expected
+from pyllm2.conform.reference import Expected
 from pyllm2.conform.result import (
     DIFFERS,
     FAILURES,
@@ -45,6 +46,7 @@ class Options:
     invalid_utf8: bool = True
     out: Path = Path("conform.d")
     shrink_seconds: float = 12.0
+    chat: bool = False  # the properties of chats, and no others
 
 
 @dataclass
@@ -112,12 +114,18 @@ class Session:
         outcome: Outcome | None = None
         for dim, hidden in ((8, 12), (64, 64)):
             self.use_sizes(dim, hidden)
-            case, _ = self.maker.draw(self.maker.base(blocks="none"))
+            case = self.smoke_case()
             outcome, verdict = self.run(case, self.wanted(case))
             if verdict.passed:
                 return None
         self.use_sizes(8, 12)
         return outcome
+
+    def smoke_case(self) -> Case:
+        """The first that is run: a model of one layer, greedy; of a chat one answer."""
+        if self.options.chat:
+            return BY_NAME["chat"].draw(self.maker, 0)[0]
+        return self.maker.draw(self.maker.base(blocks="none"))[0]
 
     def use_sizes(self, dim: int, hidden_dim: int) -> None:
         """The sizes of the base from now on."""
@@ -128,13 +136,15 @@ class Session:
 
     def chosen(self) -> list[Property]:
         only, skip = self.options.only, self.options.skip
-        fitting = [p for p in PROPERTIES if not p.without or p.without not in self.maker.has]
+        fitting = [p for p in PROPERTIES if p.chat == self.options.chat]
+        fitting = [p for p in fitting if not p.without or p.without not in self.maker.has]
         return [p for p in fitting if (not only or p.name in only) and p.name not in skip]
 
     def check_all(self) -> Iterator[Result]:
         """Every property, then drawn cases while there is time."""
         chosen = self.chosen()
-        extra = [n for n in drawn.NAMES if not self.options.only or n in self.options.only]
+        names = () if self.options.chat else drawn.NAMES
+        extra = [n for n in names if not self.options.only or n in self.options.only]
         extra = [name for name in extra if name not in self.options.skip]
         total = len(chosen) + len(extra)
         for i, prop in enumerate(chosen):
@@ -250,7 +260,8 @@ class Session:
 
         def fails(candidate: Case) -> bool:
             run = self.wanted(candidate)
-            return run.settled and self.run(candidate, run)[1].kind == kind
+            starved = bool(candidate.lines) and run.stopped
+            return run.settled and not starved and self.run(candidate, run)[1].kind == kind
 
         slow = self.seconds_per_run >= SLOW
         if kind not in ("hangs", "memory", "output", REFUSES):
@@ -275,6 +286,6 @@ class Session:
         return dialects.describe(self.switches)
 
 
-def reference_of(program: tuple[str, ...], adapter: Adapter) -> Adapter:
+def reference_of(program: tuple[str, ...], adapter: Adapter, chat: bool = False) -> Adapter:
     """The adapter of a program with run.c's command line, to compare with."""
-    return Adapter(program, parse(RUN_C), limits=adapter.limits)
+    return Adapter(program, parse(RUN_C_CHAT if chat else RUN_C), limits=adapter.limits)

@@ -68,6 +68,9 @@ def smaller(case: Case) -> Iterator[dict[str, Any]]:
     if case.prompt:
         for i in range(len(case.prompt)):
             yield {"prompt": case.prompt[:i] + case.prompt[i + 1 :]}
+    for n, line in enumerate(case.lines[:2]):
+        for i in range(len(line)):
+            yield {"lines": (*case.lines[:n], line[:i] + line[i + 1 :], *case.lines[n + 1 :])}
     yield from _fewer_heads(case)
     hs = case.dim // case.n_heads
     for smaller_hs in _towards(hs // 2, 1):
@@ -85,7 +88,12 @@ def smaller(case: Case) -> Iterator[dict[str, Any]]:
             yield {"seq_len": S}
     if not case.shared and case.style != "ties":
         yield {"shared": True}
-    if case.prompt is None and case.texts not in ((), PLAIN) and case.judge == "ids":
+    if (
+        case.prompt is None
+        and case.texts not in ((), PLAIN)
+        and case.judge == "ids"
+        and not case.lines
+    ):
         yield {"texts": PLAIN}
     if case.blocks == "all":
         for blocks in ("none", "values", "feed-forward", "attention"):

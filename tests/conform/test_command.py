@@ -156,3 +156,28 @@ def test_nothing_is_left_behind(ours: Path, tmp_path: Path) -> None:
     """A program that passes leaves no file in the working directory."""
     assert in_process(["conform", str(ours), "--only", "heads"], tmp_path).code == 0
     assert os.listdir(tmp_path) == []
+
+
+def test_a_chat_is_tested_and_its_finding_replayed(ours: Path, tmp_path: Path) -> None:
+    """Lines of stdin are in the folder; properties of the other mode are refused by name."""
+    (wrong,) = [w for w in WRONG if w.name == "no space after [INST]"]
+    program = build(wrong, tmp_path / "wrong")
+    outcome = in_process(["conform", "--chat", "--only", "chat", str(program)], tmp_path)
+    assert outcome.code == 1
+    assert b"-m chat -y '' < stdin\n" in outcome.out
+    folder = tmp_path / "conform.d" / "chat-1"
+    assert (folder / "stdin").read_bytes().endswith(b"bc\nd\nab\ncd\nda\n")
+    for argv, code in (((), 1), (("--", str(ours)), 0), (("--against", str(program)), 0)):
+        replay = ["conform", "--replay", str(folder), *argv]
+        assert in_process(replay, tmp_path).code == code
+    again = subprocess.run([folder / "cmd"], capture_output=True)
+    assert again.stdout == (folder / "got").read_bytes()
+    for argv, words in (
+        (("--only", "chat"), b"--only: chat is tested by --chat"),
+        (("--chat", "--skip", "rope"), b"--skip: rope is not tested by --chat"),
+        (("--chat", "--trainer"), b"--chat: not with --trainer"),
+    ):
+        outcome = in_process(["conform", *argv, str(ours)], tmp_path)
+        assert (outcome.code, words in outcome.err) == (2, True)
+    outcome = in_process(["conform", "--chat", "--", sys.executable, "-V"], tmp_path)
+    assert (outcome.code, b"-m chat -y '' < stdin" in outcome.err) == (2, True)

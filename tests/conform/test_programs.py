@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from pyllm2.conform import child
-from pyllm2.conform.adapter import Adapter, parse
-from pyllm2.conform.case import Case
-from pyllm2.conform.properties import BY_NAME
-from pyllm2.conform.result import FAILURES, NOT_TESTED, PASSES, Result
+from pyllm2.conform.adapter import RUN_C, RUN_C_CHAT, Adapter, parse
+from pyllm2.conform.case import WORDS, Case
+from pyllm2.conform.properties import BY_NAME, PROPERTIES
+from pyllm2.conform.result import FAILURES, NOT_DRIVABLE, NOT_TESTED, PASSES, Result
 from pyllm2.conform.session import Options, Session
 from tests.conform.wrong import WRONG, Wrong, build
 from tests.support.command import in_process
@@ -25,7 +25,7 @@ QUICK = (
     "last of equal scores;prompt read byte by byte;byte ids without the offset;NULs after pieces;"
     "byte pieces as they are;first space kept;BOS goes on;a banner;steps not limited;signed shift;"
     "state never advances;temperature above 1 ignored;coin not multiplied by the sum;"
-    "endless output;memory blow-up"
+    "endless output;memory blow-up;EOS does not end an answer;no random numbers inside a prompt"
 ).split(";")
 
 
@@ -56,8 +56,18 @@ def test_our_run_passes_everything(ours: Path, tmp_path: Path) -> None:
     """All properties, each by its name."""
     results = checked(Adapter((str(ours),)), tmp_path)
     assert not not_passing(results)
-    fitting = {name for name, found in BY_NAME.items() if found.without != "seed"}
+    fitting = {p.name for p in PROPERTIES if p.without not in WORDS and not p.chat}
     assert {r.name for r in results} == {*fitting, "stories"}
+
+
+def test_our_chat_passes_everything(ours: Path, tmp_path: Path) -> None:
+    """With a flag for the system prompt, and where it is asked for."""
+    seen = set()
+    for template in (RUN_C_CHAT, f"{RUN_C} -m chat"):
+        results = checked(Adapter((str(ours),), parse(template)), tmp_path, chat=True)
+        assert not [r for r in results if r.status not in (PASSES, NOT_TESTED, NOT_DRIVABLE)]
+        seen |= {r.name for r in results if r.status == PASSES}
+    assert seen == {p.name for p in PROPERTIES if p.chat}
 
 
 NO_SEED = parse("{model} -z {tokenizer} -t {temperature} [-p {topp}] [-n {steps}]")
@@ -104,9 +114,11 @@ def test_pyllm2_run_passes(backend: str, tmp_path: Path) -> None:
 def test_a_wrong_program_is_found(wrong: Wrong, ours: Path, tmp_path: Path) -> None:
     """The right property, a small case, a folder that repeats it; what it needs still passes."""
     program = build(wrong, tmp_path / "wrong")
-    adapter = Adapter((str(program),), limits=child.Limits(2.0, 2**27))
+    chat = BY_NAME[wrong.property].chat
+    template = parse(RUN_C_CHAT if chat else RUN_C)
+    adapter = Adapter((str(program),), template, limits=child.Limits(2.0, 2**27))
     only = (*BY_NAME[wrong.property].needs, wrong.property, "smoke")
-    results = checked(adapter, tmp_path, only=only)
+    results = checked(adapter, tmp_path, only=only, chat=chat)
     (result,) = [r for r in results if r.status not in (PASSES, NOT_TESTED)]
     assert result.name == wrong.property
     assert result.status in (FAILURES if wrong.status == "differs" else (wrong.status,))

@@ -360,6 +360,63 @@ WRONG = (
         "(uint64_t)(int64_t)seed",
         "(uint64_t)(uint32_t)seed",
     ),
+    # ---- chats
+    Wrong(
+        "no space after [INST]",
+        "chat",
+        RUN,
+        '"[INST] %s%s [/INST]"',
+        '"[INST]%s%s [/INST]"',
+    ),
+    Wrong(
+        "one line end after the system prompt",
+        "chat-system",
+        RUN,
+        "\\n<</SYS>>\\n\\n%s",
+        "\\n<</SYS>>\\n%s",
+    ),
+    Wrong(
+        "system prompt read as a message",
+        "chat-system-line",
+        RUN,
+        'ask("Enter system prompt (optional): ", system_line);',
+        "system_line[0] = 0;",
+    ),
+    Wrong(
+        "message of the command line ignored",
+        "chat-first",
+        RUN,
+        "if (is_first && s->first_user != NULL) {",
+        "if (is_first && s->first_user == s->line) {",
+    ),
+    Wrong(
+        "EOS does not end an answer",
+        "chat-turns",
+        RUN,
+        "users_turn = fed[T - 1] == EOS;",
+        "users_turn = fed[T - 1] == -1;",
+    ),
+    Wrong(
+        "a step less in a chat",
+        "chat-steps",
+        RUN,
+        "    while (pos < e->steps) {\n        if (users_turn) {",
+        "    while (pos + 1 < e->steps) {\n        if (users_turn) {",
+    ),
+    Wrong(
+        "no random numbers inside a prompt",
+        "chat-coins",
+        RUN,
+        "            next = choose(e, e->logits + t * V, pos++);",
+        "            next = k == n ? choose(e, e->logits + t * V, pos) : BOS;\n            pos++;",
+    ),
+    Wrong(
+        "no line end after an answer",
+        "chat-stdout",
+        RUN,
+        "putchar('\\n');\n            } else if (k == n)",
+        "putchar(' ');\n            } else if (k == n)",
+    ),
     # ---- accidents
     Wrong(
         "exit code 0 for a missing file",
