@@ -111,10 +111,14 @@ def prepare(folder: Path, environment: dict[str, str]) -> None:
         (folder / "out" / name).unlink()
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below the folder; its own name, which `run.json` has in it, is left out."""
+def contents(folder: Path, copied: Path) -> dict[str, bytes]:
+    """Every file below the folder, without the folder's name, which `run.json` has in it.
+
+    copied: the folder of which it is a copy, whose name is left out too
+    """
+    ours, other = os.fsencode(folder), os.fsencode(copied)
     return {
-        str(path.relative_to(folder)): path.read_bytes().replace(os.fsencode(folder), b"")
+        str(path.relative_to(folder)): path.read_bytes().replace(ours, b"").replace(other, b"")
         for path in folder.rglob("*")
         if path.is_file()
     }
@@ -135,7 +139,7 @@ def run(argv: list[str], inputs: Path, environment: dict[str, str], **fault: str
         )
         problems = "".join(damaged_checkpoints(folder))
         err = done.stderr.decode(errors="replace") + problems
-        return Outcome(done.returncode, done.stdout, err, contents(folder), mark.exists())
+        return Outcome(done.returncode, done.stdout, err, contents(folder, inputs), mark.exists())
 
 
 def damaged_checkpoints(folder: Path) -> Iterator[str]:
@@ -190,7 +194,7 @@ def main() -> int:
         library = build(Path(place))
         prepare(inputs, environment)
         faulty = {**environment, "LD_PRELOAD": str(library)}
-        before = contents(inputs)
+        before = contents(inputs, inputs)
         for name, argv in COMMANDS.items():
             if options.only in (None, name):
                 usual = run(argv, inputs, faulty)
