@@ -79,8 +79,9 @@ class Source:
                 self.file.seek(start + done)
                 got = self.file.readinto(data[done:].data)
             if not got:
+                end = min(os.fstat(self.file.fileno()).st_size, start + done)
                 raise FileError(
-                    self.path, f"{self.size} bytes when opened, {start + done} when read"
+                    self.path, f"size = {end} bytes: was at least {start + n} when first opened"
                 )
             done += got
         return data

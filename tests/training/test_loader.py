@@ -306,12 +306,17 @@ def test_a_shard_must_hold_a_sample(processes: int, words: str, tmp_path: Path) 
 
 
 def test_a_shard_truncated_after_opening_is_refused(tmp_path: Path) -> None:
-    """Reading past the new end is an error that names both sizes."""
-    loader = DataLoader(write(tmp_path, [100]), 2, 10)
-    (tmp_path / "s_00.bin").write_bytes(bytes(1100))
-    loader.next_batch()
-    with pytest.raises(FileError, match="1100 bytes when opened, 1100 when read"):
-        loader.next_batch()
+    """Reading past the new end names the size now, also if the read begins behind it."""
+    for left, batches in ((1100, 1), (1080, 1), (1024, 0)):
+        loader = DataLoader(write(tmp_path, [100]), 2, 10)
+        (tmp_path / "s_00.bin").write_bytes(bytes(left))
+        for _ in range(batches):
+            loader.next_batch()
+        wanted = 1024 + 2 * (20 * (batches + 1) + 1)
+        with pytest.raises(FileError) as refused:
+            loader.next_batch()
+        says = f"size = {left} bytes: was at least {wanted} when first opened"
+        assert str(refused.value) == f"{tmp_path}/s_00.bin: {says}"
 
 
 def test_batches_equal_the_recorded_ones(shared: Path) -> None:
