@@ -24,6 +24,7 @@ IN_STORIES = (
     "bos-stops rope-tables later-space first-space joined coins temperature top-p"
 ).split()
 MOST = 1500  # drawn cases
+SPARE = 0.05  # of the budget: for the start of the command and its report
 _TEXTS = letters(b"abcd", (b"ab", -8.0), (b"bc", -4.0), (b"cd", -6.0), (b"abc", -2.0), (b" a", -3))
 
 
@@ -37,9 +38,9 @@ def check(session: Any, name: str) -> Result:
         return Result(name, NOT_TESTED, f"needs {first}")
     if name == "stories":
         return _stories(session, broken)
-    before = session.runs
+    before, spare = session.runs, SPARE * session.options.budget
     for case in _draws(session, passed):
-        if session.left < session.seconds_per_run or session.runs - before >= MOST:
+        if session.left < spare + session.seconds_per_run or session.runs - before >= MOST:
             break
         try:
             case, _ = session.maker.draw(case, case.weights, 1)

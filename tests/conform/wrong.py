@@ -362,6 +362,13 @@ WRONG = (
     ),
     # ---- chats
     Wrong(
+        "message without its marks",
+        "chat",
+        RUN,
+        '"[INST] %s%s [/INST]"',
+        '"%s%s"',
+    ),
+    Wrong(
         "no space after [INST]",
         "chat",
         RUN,
