@@ -234,6 +234,7 @@ def stages_of(bug: Bug, tables: dict[str, list[str]], root: Path = REPOSITORY) -
         area.backends,
         area.seconds,
         words=words,
+        changed=bug.mutant.file,
     )
     first = replace(tests, seconds=30, interpreted=area.interpreted)
     if names:
@@ -282,7 +283,7 @@ def _test(by: str) -> str:
 def _holds(space: Workspace, stage: Stage, by: str) -> bool:
     """Whether what killed a bug passes with nothing planted; tried once for each."""
     if stage.kind == "pytest" and "::" in by:
-        stage = replace(stage, what=(_test(by),), words=(), without=())
+        stage = replace(stage, what=(_test(by),), words=(), without=(), changed="")
     if stage not in _holding and space.run(stage)[0] == "survived":
         _holding.add(stage)
     return stage in _holding

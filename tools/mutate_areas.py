@@ -136,8 +136,10 @@ AREAS = (
         "pyllm2/formats/*.py",
         1,
         50,
-        "tests/formats/test_*.py tests/hostile/test_*.py tests/{package}/test_*.py "
-        "tests/training/test_*.py tests/tokenizers/test_*.py",
+        "tests/formats/test_*.py tests/inference/test_folders.py tests/inference/test_gguf.py "
+        "tests/hostile/test_*.py tests/{package}/test_*.py tests/training/test_*.py "
+        "tests/tokenizers/test_*.py",
+        seconds=60,
     ),
     Area(
         "training",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import compileall
 import contextlib
 import fcntl
+import functools
 import inspect
 import itertools
 import json
@@ -44,6 +45,7 @@ class Stage:
     seconds: of processor time that one test may take, and after which no other begins
     words: tests that have one of these in them come first
     without: tests to leave out
+    changed: the file with the bug
     """
 
     kind: str
@@ -55,6 +57,7 @@ class Stage:
     interpreted: bool = False
     words: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    changed: str = ""
 
 
 @contextlib.contextmanager
@@ -212,6 +215,20 @@ def _properties(stage: Stage, at: Callable[[str], None]) -> tuple[str, str]:
 _OTHER_PROCESSES = re.compile("subprocess|fork|played|threads|environment")
 
 
+@functools.cache
+def remoteness(test: str, changed: str) -> int:
+    """0: a test file is named like the changed file, 1: it imports it, 2: neither.
+
+    tests/formats/test_gguf.py is named like formats/gguf_blocks.py.
+    """
+    subject, stem = Path(test).stem.removeprefix("test_"), Path(changed).stem
+    if stem.startswith(subject) or subject.startswith(stem):
+        return 0
+    package, module = changed.removesuffix(".py").replace("/", ".").rsplit(".", 1)
+    imported = rf"from {package}(\.{module} import| import .*\b{module}\b)"
+    return 1 if re.search(imported, Path(test).read_text(encoding="utf-8")) else 2
+
+
 class _Plugin:
     """Puts the tests in order, says which one is next, and remembers the first that fails."""
 
@@ -224,16 +241,22 @@ class _Plugin:
         no_shrinking(10 if self.stage.interpreted else 25)
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        """First the tests that mention the function, then those of its module."""
+        """First the files that are about the changed one; of them, what mentions the function.
+
+        Then in the order of `what`: tests/conftest.py has sorted the slow files to the front.
+        """
+        files = {name: n for n, name in enumerate(self.stage.what)}
 
         def text(item: Any) -> str:
             return item.name + inspect.getsource(item.function)
 
         words = [re.compile(f"(?<![a-zA-Z]){w}(?![a-zA-Z])") for w in self.stage.words]
 
-        def distance(item: Any) -> int:
+        def distance(item: Any) -> tuple[int, int, int]:
+            file = item.nodeid.partition("::")[0]
             found = (n for n, word in enumerate(words) if word.search(text(item)))
-            return next(found, len(words))
+            far = remoteness(file, self.stage.changed)
+            return far, next(found, len(words)), files.get(file, len(files))
 
         items[:] = [item for item in items if item.nodeid not in self.stage.without]
         if self.stage.interpreted:
