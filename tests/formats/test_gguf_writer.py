@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import array_shapes
 from pyllm2.errors import FileError
 from pyllm2.formats.gguf import ALIGNMENT, read_gguf
 from pyllm2.formats.gguf_blocks import BY_NAME
-from pyllm2.formats.gguf_writer import DTYPES, NewTensor, kind_for, write_gguf
+from pyllm2.formats.gguf_writer import DTYPES, NewTensor, kind_for, write_gguf, write_model
 from tests.support.profiles import writes_files
 
 METADATA: dict[str, Any] = {
@@ -103,3 +103,23 @@ def test_a_number_that_the_format_cannot_hold(tmp_path: Path, dtype: str, value:
     with pytest.raises(FileError, match=f"tensor 'big' has {found}"):
         write_gguf(tmp_path / "m.gguf", {}, [tensor("big", x, dtype)])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number"), [("f32", 0), ("f16", 1), ("q4_0", 2), ("q8_0", 7), ("bf16", 32)]
+)
+def test_the_file_type_is_llama_cpps_number(tmp_path: Path, dtype: str, number: int) -> None:
+    """Given, or that of most matrices; vectors say nothing."""
+    path, rng = tmp_path / "m.gguf", np.random.default_rng(1)
+    matrix, vector = rng.standard_normal((2, 32)).astype(np.float32), np.ones(32, np.float32)
+    rows = [tensor(f"m{i}", matrix, dtype) for i in range(2)] + [tensor("x", matrix, "f32")]
+    rows += [tensor(f"v{i}", vector, "f32") for i in range(9)]
+    for said in (dtype, None):
+        write_model(path, "llama", {"block_count": 3}, rows, said, {"general.name": "n"})
+        assert dict(read_gguf(path).metadata) == {
+            "general.architecture": "llama",
+            "general.name": "n",
+            "llama.block_count": 3,
+            "general.file_type": number,
+            "general.quantization_version": 2,
+        }

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyllm2
+from pyllm2.formats.llama2c_q8 import quantize_weights
 from pyllm2.formats.llama2c_vocabulary import read_vocabulary, write_vocabulary
 from pyllm2.formats.reader import open_source
 from pyllm2.llama2.checkpoint import save_parameters
@@ -67,3 +68,13 @@ def test_a_written_vocabulary_is_read_back(tmp_path: Path, vocabulary: Any) -> N
     with open_source(tmp_path / "t.bin") as source:
         found = read_vocabulary(source, len(pieces))
     assert (found.pieces, found.scores, found.warnings) == (pieces, scores, [])
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 3))
+def test_groups_of_zeros_are_zeros_in_int8(groups: int, size: int, rest: int) -> None:
+    """Value and scale 0; and so are numbers after the last whole group."""
+    flat = np.zeros(groups * size + min(rest, size - 1), np.float32)
+    flat[:size], flat[groups * size :] = -2.0, 9.0
+    values, scales = quantize_weights(flat, size)
+    assert values.tolist() == [-127] * size + [0] * (len(flat) - size)
+    assert scales.tolist() == [float(np.float32(2) / np.float32(127))] + [0.0] * (groups - 1)

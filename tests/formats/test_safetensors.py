@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from pyllm2.errors import FileError, PyLLM2Error
-from pyllm2.formats.safetensors_file import open_safetensors, write_weights
+from pyllm2.errors import FileError, FormatError, PyLLM2Error
+from pyllm2.formats.safetensors_file import (
+    SafetensorsFile,
+    open_safetensors,
+    write_safetensors,
+    write_weights,
+)
 from pyllm2.formats.tensors import narrowed, widened
 from tests.support.golden import shared_folder
 from tests.support.profiles import writes_files
@@ -111,3 +117,21 @@ def test_weights_are_written_to_the_nearest_number(
                 near = np.clip(bits + step, 0, 0xFFFF).astype("<u2")
                 other = np.abs(widened(near).astype(float) - array)
                 assert not np.any((error > other) & np.isfinite(found) & np.isfinite(other))
+
+
+def test_an_array_that_is_not_the_expected_is_refused(tmp_path: Path) -> None:
+    """By name, dtype or shape; None in a shape is any length."""
+    path = tmp_path / "a.safetensors"
+    arrays = {"x": np.zeros((2, 3), np.float32), "n": np.arange(4)}
+    write_safetensors(path, arrays, {})
+    file = SafetensorsFile(path)
+    for shape in ((2, 3), (None, 3), (2, None), (None, None)):
+        np.testing.assert_array_equal(file.read("x", np.float32, shape), arrays["x"])
+    for wrong, words in (((2, 4), "(2, 4)"), ((None, 2), "(any, 2)"), ((2,), "(2)"), ((), "()")):
+        with pytest.raises(FormatError, match=re.escape(f"'x': shape (2, 3), expected {words}")):
+            file.read("x", np.float32, wrong)
+    with pytest.raises(FormatError, match="tensor 'y' is missing"):
+        file.read("y", np.float32, (2, 3))
+    with pytest.raises(FormatError, match="tensor 'n': I64, expected F32"):
+        file.read("n", np.float32, (4,))
+    assert file.read_part("n", 1, 3).tolist() == [1, 2]
