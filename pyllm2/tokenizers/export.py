@@ -171,10 +171,14 @@ def _pre(document: Document, tokenizer: AnyTokenizer) -> str:
 
 
 def _of_listed_pieces(document: Document, tokenizer: AnyTokenizer) -> dict[str, Any]:
-    """A tokenizer.json in the manner of Llama 2: the score is the rank of the first merge."""
+    """A tokenizer.json in the manner of Llama 2: the score is the rank of the first merge.
+
+    Tokens that no merge gives come behind all of these.
+    """
     tokens, kinds = _tokens(document, tokenizer)
     rank: dict[str, int] = {}
-    for i, merge in enumerate(document["model"]["merges"]):
+    merges = document["model"]["merges"]
+    for i, merge in enumerate(merges):
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         rank.setdefault(left + right, i)
     unknown = document["model"]["unk_token"]
@@ -183,7 +187,7 @@ def _of_listed_pieces(document: Document, tokenizer: AnyTokenizer) -> dict[str, 
             kinds[i] = UNKNOWN
         elif byte_of(token) >= 0:
             kinds[i] = BYTE
-    scores = [-float(rank.get(token, len(rank))) for token in tokens]
+    scores = [-float(rank.get(token, len(merges))) for token in tokens]
     said = json.dumps([document["normalizer"], document["pre_tokenizer"]], ensure_ascii=False)
     if SPACE not in said:
         raise TokenizerError(f"{tokenizer.name}: {shown(said)}: is not SentencePiece's way")

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,3 +74,28 @@ def test_a_long_run_is_quick() -> None:
     known = ["a" * 2**i for i in range(8)]
     merges = ListedMerges({a: i for i, a in enumerate(known)}, [(a, a) for a in known[:-1]])
     assert Words(merges).encode(["a" * 100_000]) == [7] * 781 + [5]
+
+
+@pytest.mark.parametrize("n", [29, 30, 31, 32, 62, 1021, 1022, 1023, 1500])
+def test_the_first_and_the_last_pair_merge(n: int) -> None:
+    """Around the lengths at which another way begins: 32, 64 and 1024 symbols."""
+    id_of = {"a": 0, "b": 1, "ab": 2}
+    for merges in (ListedMerges(id_of, [("a", "b")]), PieceMerges({"ab": 0}, id_of)):
+        assert Words(merges).encode(["ab" + "a" * n + "b"]) == [2, *[0] * (n - 1), 2]
+        assert Words(merges).encode(["b" * n + "ab"]) == [1] * n + [2]
+        assert "".join(merge("a" * n + "b", merges.level)) == "a" * n + "b"
+        assert len(merge("a" * n + "b", merges.level)) == n
+
+
+def test_a_short_word_is_encoded_once() -> None:
+    """And a long one each time: it does not come again."""
+    encoded = []
+
+    class Counting(ListedMerges):
+        def encode(self, word: str) -> list[int]:
+            encoded.append(word)
+            return super().encode(word)
+
+    words = Words(Counting({"a": 0}, []))
+    assert words.encode(["a", "aa", "a"] * 3 + ["a" * 65] * 2) == [0] * (4 * 3 + 130)
+    assert encoded == ["a", "aa", "a" * 65, "a" * 65]

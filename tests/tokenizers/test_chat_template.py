@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pyllm2.errors import BackendError, ChatTemplateError, PyLLM2Error
+from pyllm2.formats.gguf_writer import write_gguf
 from pyllm2.tokenizers import load_tokenizer, template_process
 from pyllm2.tokenizers.chat_template import ChatTemplate, load_chat_template
 from tests.support.golden import shared_folder
@@ -94,6 +95,22 @@ def test_gguf_has_a_template() -> None:
     assert set(made.special_tokens) >= {"bos_token", "eos_token"}
     with pytest.raises(ChatTemplateError, match="there is none"):
         load_chat_template(CHAT.parent / "gguf" / "llama-q8_0.gguf")
+
+
+def test_a_gguf_has_templates_by_name(tmp_path: Path) -> None:
+    """The plain key is the default; "llama" has ids of special tokens that no entry says."""
+    key, tokens = "tokenizer.chat_template", [*"abcdefg"]
+    metadata: dict[str, Any] = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens}
+    metadata |= {"tokenizer.ggml.padding_token_id": 5, f"{key}.tool_use": "tools"}
+    named = "{{ bos_token }}{{ eos_token }}{{ unk_token }}{{ pad_token }}"
+    path = tmp_path / "m.gguf"
+    write_gguf(path, {**metadata, key: named}, [])
+    made = load_chat_template(path)
+    assert made.sources == {"default": named, "tool_use": "tools"}
+    assert made.render(HI) == "bcaf"
+    said = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.eos_token_id": 3}
+    write_gguf(path, {**metadata, **said, key: named}, [])
+    assert load_chat_template(path).render(HI) == "df"
 
 
 def folder_with(tmp_path: Path, **files: Any) -> Path:
