@@ -152,3 +152,34 @@ def test_a_cache_needs_the_memory_that_cache_nbytes_says(positions: int) -> None
     """`cache_nbytes` is exact."""
     decoder = random_gpt2(0, NUMPY)
     assert decoder.new_cache(positions).qkv.nbytes == decoder.cache_nbytes(positions)
+
+
+@few()
+@given(data=st.data())
+def test_the_first_token_and_block_that_are_not_finite(data: st.DataObject) -> None:
+    """Of several bad tokens the first; a layer is named with what it did."""
+    config = GPT2Config(8, 9, 2, 2, 8, 9)
+    params = initial_parameters(config, data.draw(st.integers(0, 99)))
+    tokens = data.draw(st.lists(st.integers(0, 8), min_size=1, max_size=8).map(np.array))
+    place = data.draw(st.sampled_from(["encoder", "layer 1, attention", "layer 0, feed-forward"]))
+    bad = data.draw(st.lists(st.sampled_from(tokens.tolist()), min_size=1, unique=True))
+    first = min(tokens.tolist().index(i) for i in bad)
+    if place == "encoder":
+        params.wte[bad, 3] = data.draw(st.sampled_from([np.nan, np.inf]))
+    else:
+        (params.attprojb[1] if "attention" in place else params.fcprojb[0])[3] = np.nan
+        first = 0
+    model = GPT2(config, params, engine_of("numpy", "gpt2"))
+    with np.errstate(all="ignore"):
+        assert model.where_not_finite(tokens, 0, model.new_cache(8)) == (first, place)
+
+
+def test_the_ops_can_be_exchanged() -> None:
+    """Config and parameters are the same objects; every pass is composed of the new ops."""
+    config = GPT2Config(8, 9, 2, 2, 8, 9)
+    params = initial_parameters(config, 1)
+    ops = engine_of("numpy", "gpt2").ops
+    for kind in (GPT2, TrainableGPT2):
+        model = kind(config, params, engine_of("numpy", "gpt2")).with_ops(ops)
+        assert (type(model), model.config, model.params) == (kind, config, params)
+        assert (model.ops, model.engine.forward, model.engine.add_gradient) == (ops, None, None)

@@ -36,6 +36,40 @@ def test_names_have_the_published_numbers_of_parameters(name: str, n: int) -> No
     assert descriptor(name).parameters() == n
 
 
+# Layers and heads by channels, from the papers and from llm.c.
+SIZES = {
+    "d6 d12 d24 d36 d48 d60 d72 d84": {
+        384: (6, 6),
+        768: (12, 12),
+        1024: (24, 16),
+        1280: (36, 20),
+        1600: (48, 25),
+        1920: (60, 30),
+        2880: (72, 30),
+        3456: (84, 36),
+    },
+    "gpt3": {
+        384: (6, 6),
+        768: (12, 12),
+        1024: (24, 16),
+        1536: (24, 16),
+        2048: (24, 16),
+        2560: (32, 32),
+        4096: (32, 32),
+        5120: (40, 40),
+        12288: (96, 96),
+    },
+}
+
+
+def test_names_have_the_published_sizes() -> None:
+    for names, rows in SIZES.items():
+        given = [f"gpt3:c{C}" for C in rows] if names == "gpt3" else names.split()
+        for name, (C, (L, NH)) in zip(given, rows.items(), strict=True):
+            found = descriptor(name)
+            assert (found.channels, found.num_layers, found.num_heads) == (C, L, NH)
+
+
 def test_gpt2_and_gpt3_differ_in_context(tmp_path: Path) -> None:
     """1024 and 2048; the vocabulary is 50257 padded to 50304 in both."""
     assert descriptor("d12") == GPT2Config(1024, 50257, 12, 12, 768, 50304)

@@ -46,6 +46,7 @@ BEYOND: dict[str, Any] = {
         ("norm_epsilon", float("inf"), "must be finite, above 0"),
         ("rope_base", 1.0, "must be above 1"),
         ("rope_base", float("inf"), "must be above 1 and at most"),
+        ("rope_base", 1.1e30, "must be above 1 and at most 1e30"),
         ("head_size", 3, "must be even"),
         ("head_size", -2, "must be even"),
         ("windows", (1,), "windows = 1: must be one per layer: 2"),

@@ -148,3 +148,15 @@ def test_a_saved_model_gives_the_same_logits(tmp_path: Path) -> None:
     tokens = np.array([1, 5, 12, 5])
     logits = [m.forward(tokens, 0, m.new_cache(4)) for m in (loaded, family.decoder(model))]
     np.testing.assert_array_equal(*logits)
+
+
+def test_the_ops_can_be_exchanged() -> None:
+    """Everything else of a model stays; every pass is composed of the new ops."""
+    engine = engine_of("numpy")
+    model = family.build(CONFIG, strategies.random_parameters(CONFIG, 1), engine, 0.2, 5)
+    other = model.with_ops(engine.ops)
+    for name in "config params dropout seed".split():
+        assert getattr(other, name) is getattr(model, name)
+    decoder = family.decoder(model)
+    assert decoder.with_ops(engine.ops).weights is decoder.weights
+    assert decoder.with_ops(engine.ops).config is decoder.config

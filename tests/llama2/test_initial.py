@@ -39,6 +39,19 @@ def test_published_shapes_have_names(name: str) -> None:
     assert hidden_dim(dim, 32 if dim % 32 == 0 and dim > 64 else 4) == hidden
 
 
+def test_the_published_shapes() -> None:
+    """As the README of llama2.c has them, and their numbers of parameters."""
+    sizes = {
+        "260K": (64, 172, 5, 8, 4, 512, 512),
+        "15M": (288, 768, 6, 6, 6, 32000, 256),
+        "42M": (512, 1376, 8, 8, 8, 32000, 1024),
+        "110M": (768, 2048, 12, 12, 12, 32000, 1024),
+    }
+    assert {name: Llama2Config(*shape) for name, shape in sizes.items()} == SHAPES
+    numbers = {name: shape.parameters() for name, shape in SHAPES.items()}
+    assert numbers == {"260K": 260_032, "15M": 15_191_712, "42M": 41_689_600, "110M": 109_529_856}
+
+
 def test_any_shape_in_words() -> None:
     """Sizes that are left out have defaults or follow from others."""
     assert descriptor("dim=36,layers=5,heads=6") == Llama2Config(36, 96, 5, 6, 6, 32000, 256)

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyllm2.llama2.config import Llama2Config
+from pyllm2.llama2.initial import random_weights
 from pyllm2.llama2.model import Llama2
 from pyllm2.testing import model_bound
 from pyllm2.testing.llama2 import strategies
@@ -128,3 +130,33 @@ def test_a_cache_needs_the_memory_that_cache_nbytes_says(model: Llama2, position
     tables = cache.cos.nbytes + cache.sin.nbytes
     held = cache.keys.nbytes + cache.values.nbytes + tables
     assert held <= model.cache_nbytes(positions) <= held + 3 * tables
+
+
+@few()
+@given(data=st.data())
+def test_the_first_token_and_block_that_are_not_finite(data: st.DataObject) -> None:
+    """Of several bad tokens the first; one that is finite until a layer is named with the layer."""
+    config = Llama2Config(8, 12, 2, 2, 1, 9, 8)
+    weights = random_weights(config, True, data.draw(st.integers(0, 99)))
+    tokens = data.draw(st.lists(st.integers(0, 8), min_size=1, max_size=8).map(np.array))
+    place = data.draw(st.sampled_from(["embedding", "layer 1, attention", "layer 0, feed-forward"]))
+    bad = data.draw(st.lists(st.sampled_from(tokens.tolist()), min_size=1, unique=True))
+    first = min(tokens.tolist().index(i) for i in bad)
+    if place == "embedding":
+        weights.token_embedding[bad, 3] = data.draw(st.sampled_from([np.nan, np.inf]))
+    elif "attention" in place:
+        weights.wo[1, 3, 4], first = np.nan, 0
+    else:
+        weights.w2[0, 5, 6], first = np.inf, 0
+    model = Llama2(config, weights, engine_of("numpy"))
+    with np.errstate(all="ignore"):
+        assert model.where_not_finite(tokens, 0, model.new_cache(8)) == (first, place)
+
+
+def test_a_finite_model_has_no_such_place() -> None:
+    model = Llama2(
+        config := Llama2Config(8, 12, 2, 2, 1, 9, 8),
+        random_weights(config, True, 1),
+        engine_of("numpy"),
+    )
+    assert model.where_not_finite(np.arange(8), 0, model.new_cache(8)) is None
