@@ -49,8 +49,8 @@ KINDS: list[Kind] = [
                 GENERATE,
                 [*GENERATE, "--mmap"],
                 "run m.bin -z t.bin -n 3 -s 1 --backend numpy".split(),
-                "export m.bin out.bin --format v1".split(),
-                "quantize m.bin out.bin --group-size 4 --report".split(),
+                "export m.bin out.bin --format v1 --force".split(),
+                "quantize m.bin out.bin --group-size 4 --report --force".split(),
             ],
         )
         for name, data in (
@@ -67,7 +67,7 @@ KINDS: list[Kind] = [
             GENERATE,
             "run m.bin -z t.bin -n 3 -s 1 --backend numpy -i a".split(),
             "tokenize --tokenizer t.bin --pieces abc".split(),
-            "tokenizer export t.bin out.bin".split(),
+            "tokenizer export t.bin out.bin --force".split(),
         ],
     ),
     (
@@ -76,7 +76,7 @@ KINDS: list[Kind] = [
         None,
         [
             "tokenize --tokenizer text.model --pieces abc".split(),
-            "tokenizer export text.model out.bin".split(),
+            "tokenizer export text.model out.bin --force".split(),
         ],
     ),
     ("ranks", "ranks.txt", None, ["tokenize --tokenizer ranks.txt --decode 97".split()]),
@@ -92,7 +92,7 @@ KINDS: list[Kind] = [
         None,
         [
             "data prepare text.txt --tokenizer bytes --val-tokens 9 --out new".split(),
-            "tokenizer train text.txt --vocab-size 300 --out out.model".split(),
+            "tokenizer train text.txt --vocab-size 300 --out out.model --force".split(),
             "tokenize --tokenizer t.bin --text-file text.txt".split(),
         ],
     ),

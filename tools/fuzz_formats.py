@@ -45,10 +45,10 @@ def _commands(model: str) -> list[list[str]]:
         generate,
         [*generate, "--chat"],
         ["doctor", model],
-        ["export", model, "out.bin", "--format", "v1", "--force"],
-        ["export", model, "out", "--format", "hf"],
-        ["export", model, "out.gguf", "--format", "gguf", "--dtype", "f16"],
-        ["quantize", model, "out.bin", "--group-size", "4"],
+        ["export", model, "out.bin", "--format", "v1", "--drop-unsupported", "--force"],
+        ["export", model, "out", "--format", "hf", "--force"],
+        ["export", model, "out.gguf", "--format", "gguf", "--dtype", "f16", "--force"],
+        ["quantize", model, "out.bin", "--group-size", "4", "--force"],
     ]
 
 

@@ -7,7 +7,7 @@ import argparse
 from pyllm2 import backends
 from pyllm2.cli import flags, numbers
 from pyllm2.cli.output import Output, say
-from pyllm2.cli.outputs import check_output
+from pyllm2.cli.outputs import add_force, check_outputs, output
 from pyllm2.errors import BackendError, UsageError
 
 SUMMARY = "measure the speed of the backends, as a fraction of the limits of this machine"
@@ -19,7 +19,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shape", choices=SHAPES, help="a model of this published shape with random weights"
     )
-    parser.add_argument("--save", metavar="FILE", help="write the random checkpoint to FILE")
+    parser.add_argument(
+        "--save", type=output, metavar="FILE", help="write the random checkpoint to FILE"
+    )
     parser.add_argument(
         "--backends",
         type=flags.names_of(backends.NAMES),
@@ -40,10 +42,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         ("--repeats", 5, "number of measurements per backend"),
     ):
         parser.add_argument(flag, type=numbers.positive, default=default, metavar="N", help=text)
-    parser.add_argument("--json", metavar="FILE", help="also write all samples to FILE as JSON")
     parser.add_argument(
-        "--plot", metavar="FILE", help="also plot the fractions to FILE (PNG, SVG or PDF)"
+        "--json", type=output, metavar="FILE", help="also write all samples to FILE as JSON"
     )
+    parser.add_argument(
+        "--plot",
+        type=output,
+        metavar="FILE",
+        help="also plot the fractions to FILE (PNG, SVG or PDF)",
+    )
+    add_force(parser)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -64,8 +72,8 @@ def main(options: argparse.Namespace) -> int:
     names = options.backends or _available()
     for name in names:
         backends.require(name)
-    for target in filter(None, (options.save, options.json, options.plot)):
-        check_output(target, options.model or "")
+    targets = options.save, options.json, options.plot
+    check_outputs(targets, options.model, force=options.force)
     if options.plot:
         require_plot()
         image_format(options.plot)

@@ -52,7 +52,7 @@ class Commands:
         if not name:
             say("/save FILE: the name of the file is missing")
         elif os.path.lexists(path) and path not in self._saved:
-            say(f"{name} exists: choose another name")
+            say(f"{name}: already exists: choose another name")
         else:
             try:
                 with atomic_write(path) as file:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pyllm2.cli import numbers
 from pyllm2.cli.output import Output, is_terminal, say
-from pyllm2.cli.outputs import check_output
+from pyllm2.cli.outputs import add_force, check_output, output
 from pyllm2.errors import UsageError
 
 SUMMARY = "test another program, such as a port of llama2.c, and shrink what differs"
@@ -61,9 +61,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--memory", type=numbers.positive, default=2048, metavar="MIB", help="MiB for one run"
     )
     parser.add_argument(
-        "--out", default="conform.d", metavar="DIR", help="folder for the smallest failing cases"
+        "--out",
+        type=output,
+        default="conform.d",
+        metavar="DIR",
+        help="gets a new folder per finding",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the report as JSON too")
+    parser.add_argument("--json", type=output, metavar="FILE", help="write the report as JSON too")
+    add_force(parser)
     reading = parser.add_argument_group("how the program differs")
     reading.add_argument(
         "--cwd-tokenizer", metavar="PATH", help="where it looks for its vocabulary, if unnamed"
@@ -123,7 +128,7 @@ def main(options: argparse.Namespace) -> int:
     if not options.program:
         raise UsageError("PROGRAM: expected a program to test (see pyllm2 conform --help)")
     if options.json:
-        check_output(options.json)
+        check_output(options.json, force=options.force)
     if options.trainer:
         return _trainer(options, output)
     session = _session(options)

@@ -11,6 +11,7 @@ from typing import Any
 from pyllm2.cli import flags, numbers
 from pyllm2.cli.inputs import read_bytes
 from pyllm2.cli.output import say
+from pyllm2.cli.outputs import add_force, check_folder, check_output, output
 
 SUMMARY = "convert texts to token shards for training, HellaSwag to an evaluation file"
 
@@ -24,7 +25,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "write the documents of text files as token shards",
     )
     flags.add_texts(prepare)
-    prepare.add_argument("--out", required=True, metavar="FOLDER", help="new folder for the shards")
+    prepare.add_argument(
+        "--out", type=output, required=True, metavar="FOLDER", help="new folder for the shards"
+    )
     prepare.add_argument(
         "--tokenizer",
         required=True,
@@ -46,6 +49,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="maximum number of tokens per training shard",
     )
+    add_force(prepare)
 
 
 def _add_hellaswag_flags(actions: Any) -> None:
@@ -57,10 +61,13 @@ def _add_hellaswag_flags(actions: Any) -> None:
     parser.add_argument(
         "source", metavar="JSONL", help="hellaswag_val.jsonl of github.com/rowanz/hellaswag"
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="evaluation file to write")
+    parser.add_argument(
+        "--out", type=output, required=True, metavar="FILE", help="evaluation file to write"
+    )
     parser.add_argument(
         "--tokenizer", required=True, metavar="FILE", help="tokenizer of the model, gpt2 or bytes"
     )
+    add_force(parser)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -68,12 +75,11 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _hellaswag(options: argparse.Namespace) -> int:
-    from pyllm2.cli.outputs import check_output
     from pyllm2.formats.llmc_evaluation import write_examples
     from pyllm2.tokenizers import load_tokenizer
     from pyllm2.training.hellaswag import examples
 
-    check_output(options.out, options.source)
+    check_output(options.out, options.source, options.tokenizer, force=options.force)
     tokenizer = load_tokenizer(options.tokenizer)
     found = list(examples(options.source, read_bytes(options.source), tokenizer))
     write_examples(options.out, found)
@@ -86,6 +92,7 @@ def _prepare(options: argparse.Namespace) -> int:
     from pyllm2.tokenizers import load_tokenizer
     from pyllm2.training.prepare import prepare
 
+    check_folder(options.out, *options.texts, force=options.force)
     tokenizer = load_tokenizer(options.tokenizer)
     with (
         open_texts(options.texts, options.separator) as texts,
@@ -98,6 +105,7 @@ def _prepare(options: argparse.Namespace) -> int:
             options.val_tokens,
             options.shard_tokens,
             progress,
+            replace=options.force,
         )
     say(
         f"{options.out}: {', '.join(done.files)}: {done.documents} documents, "

@@ -10,6 +10,7 @@ from pyllm2.backends import NAMES as BACKENDS
 from pyllm2.cli import flags, numbers
 from pyllm2.cli.flags import one_of
 from pyllm2.cli.output import Output
+from pyllm2.cli.outputs import output
 from pyllm2.cli.trace import PROMPT, add_model_and_prompt, open_with_prompt
 from pyllm2.errors import UsageError
 
@@ -70,7 +71,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     training.add_argument("--seed", type=numbers.count, default=1, metavar="N", help="of the ids")
     training.add_argument(
-        "--out", default="diff.d", metavar="DIR", help="folder for the smallest repetition"
+        "--out",
+        type=output,
+        default="diff.d",
+        metavar="DIR",
+        help="folder that gets a new folder with the smallest repetition",
     )
     program = parser.add_argument_group("a program: diff MODEL [flags] -- ./program")
     program.add_argument(

@@ -9,8 +9,8 @@ from typing import Any
 
 from pyllm2.cli import flags
 from pyllm2.cli.output import say
-from pyllm2.cli.outputs import check_output
-from pyllm2.errors import FileError, PyLLM2Warning, UsageError
+from pyllm2.cli.outputs import add_force, check_folder, check_output, output
+from pyllm2.errors import PyLLM2Warning, UsageError
 
 SUMMARY = "convert a model between llama2.c, llm.c, Hugging Face and GGUF"
 EXAMPLE = """\
@@ -24,7 +24,9 @@ _DTYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     parser.add_argument("source", metavar="IN", help="model of any kind: file or folder")
-    parser.add_argument("target", metavar="OUT", help="file to write; of hf: a new folder")
+    parser.add_argument(
+        "target", type=output, metavar="OUT", help="file to write; of hf: a new folder"
+    )
     parser.add_argument(
         "--format",
         choices=_FORMATS,
@@ -38,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="of the weights (default: what each tensor has; of v0, v1 and llmc: f32)",
     )
     parser.add_argument(
-        "--force",
+        "--drop-unsupported",
         action="store_true",
         help="leave out what v0, v1 and v2 cannot hold instead of refusing: other text",
     )
@@ -50,6 +52,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     flags.add_chat_template(parser)
     flags.add_group_size(parser)
+    add_force(parser)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -61,14 +64,15 @@ def convert(options: argparse.Namespace, to: str) -> int:
     """Write the file or folder, print what it is; returns the group size, 0 for float32."""
     from pyllm2.inference.export import FORMATS, export
 
-    dtype, force = getattr(options, "dtype", None), getattr(options, "force", False)
+    dtype, drop = getattr(options, "dtype", None), getattr(options, "drop_unsupported", False)
     if dtype is not None and dtype not in FORMATS[to]:
         has = ", ".join(FORMATS[to]) or "int8 only"
         raise UsageError(f"--dtype {dtype}: format {to} has {has}")
+    inputs = [getattr(options, name, None) for name in ("source", "tokenizer", "text")]
     if to == "hf":
-        _check_folder(options.target)
+        check_folder(options.target, *inputs, force=options.force)
     else:
-        check_output(options.target, options.source)
+        check_output(options.target, *inputs, force=options.force)
     found = export(
         options.source,
         options.target,
@@ -76,7 +80,8 @@ def convert(options: argparse.Namespace, to: str) -> int:
         dtype,
         options.group_size,
         options.like_original,
-        force,
+        drop,
+        replace=options.force,
         **(_beside(options) if to in ("hf", "gguf") else {}),
     )
     for note in found.notes:
@@ -88,12 +93,6 @@ def convert(options: argparse.Namespace, to: str) -> int:
     nbytes = f", {os.path.getsize(options.target)} bytes" if os.path.isfile(options.target) else ""
     say(f"{options.target}: {to}{groups}{nbytes}")
     return size
-
-
-def _check_folder(target: str) -> None:
-    """Refuse, before any work, a folder that is there and not empty. Raises FileError."""
-    if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
-        raise FileError(target, "already exists: choose a new folder")
 
 
 def _beside(options: argparse.Namespace) -> dict[str, Any]:

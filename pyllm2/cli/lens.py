@@ -9,6 +9,7 @@ import sys
 
 from pyllm2.cli import flags, numbers
 from pyllm2.cli.output import Output, is_terminal, say
+from pyllm2.cli.outputs import add_force, check_outputs, output
 from pyllm2.cli.trace import add_model_and_prompt, amount, open_with_prompt
 from pyllm2.errors import UsageError
 
@@ -34,21 +35,23 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layer", type=numbers.count, metavar="N", help="show the attention maps of layer N"
     )
-    parser.add_argument("--html", metavar="FILE", help="write one self-contained page")
+    parser.add_argument("--html", type=output, metavar="FILE", help="write one self-contained page")
     parser.add_argument(
-        "--png", metavar="FILE", help="write a picture (.png, .svg, .pdf); needs matplotlib"
+        "--png",
+        type=output,
+        metavar="FILE",
+        help="write a picture (.png, .svg, .pdf); needs matplotlib",
     )
+    add_force(parser)
 
 
 def main(options: argparse.Namespace) -> int:
-    from pyllm2.cli.outputs import check_output
     from pyllm2.formats.writer import atomic_write
     from pyllm2.observe.lens import lens
     from pyllm2.observe.lens_text import lens_text
     from pyllm2.training.plot import image_format, require_plot
 
-    for path in filter(None, (options.html, options.png)):
-        check_output(path, options.model or "")
+    check_outputs((options.html, options.png), options.model, force=options.force)
     if options.png is not None:
         require_plot()
         image_format(options.png)

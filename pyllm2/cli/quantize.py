@@ -10,6 +10,7 @@ from pyllm2.cli import flags
 from pyllm2.cli.export import convert
 from pyllm2.cli.inputs import read_bytes
 from pyllm2.cli.output import Output
+from pyllm2.cli.outputs import add_force, output
 from pyllm2.errors import UsageError
 
 SUMMARY = "write a checkpoint in int8 with one scale per group"
@@ -17,7 +18,9 @@ SUMMARY = "write a checkpoint in int8 with one scale per group"
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="IN", help="a Llama: file or folder of any kind")
-    parser.add_argument("target", metavar="OUT", help="int8 checkpoint to write (version 2)")
+    parser.add_argument(
+        "target", type=output, metavar="OUT", help="int8 checkpoint to write (version 2)"
+    )
     flags.add_group_size(parser)
     parser.add_argument(
         "--report", action="store_true", help="print the largest and rms error of every tensor"
@@ -32,6 +35,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"tokenizer for --text: {flags.TOKENIZER_FILES} (default: that of IN)",
     )
+    add_force(parser)
 
 
 def main(options: argparse.Namespace) -> int:

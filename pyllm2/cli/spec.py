@@ -7,6 +7,7 @@ import shutil
 from typing import Any
 
 from pyllm2.cli.output import Output, say
+from pyllm2.cli.outputs import add_force, check_folder, output
 from pyllm2.errors import UsageError
 
 SUMMARY = "show an op: formula, NumPy, Numba and C side by side, laws, bound"
@@ -31,7 +32,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also measure the error of every backend on drawn inputs, as a share of the bound",
     )
-    parser.add_argument("--html", metavar="DIR", help="write a page per op into the folder DIR")
+    parser.add_argument(
+        "--html", type=output, metavar="DIR", help="write a page per op into the new folder DIR"
+    )
+    add_force(parser)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -40,11 +44,12 @@ def main(options: argparse.Namespace) -> int:
     if options.html is not None:
         if options.op is not None or options.model is not None:
             raise UsageError("--html writes the pages of all ops: leave out OP and --model")
+        check_folder(options.html, force=options.force)
         shares = {}
         if options.measure:
             every = [(model, op) for model in spec.PACKAGES for op in spec.ops_of(model)]
             shares = {(model, op): _measured(model, op) for model, op in every}
-        count = spec_site.write_site(options.html, shares)
+        count = spec_site.write_site(options.html, shares, options.force)
         say(f"{count} files: open {options.html}/index.html")
         return 0
     width = shutil.get_terminal_size((100, 24)).columns

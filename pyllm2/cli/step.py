@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, cast
 from pyllm2 import backends
 from pyllm2.cli import flags, numbers
 from pyllm2.cli.output import TextOutput, is_terminal, say
+from pyllm2.cli.outputs import add_force, check_output, output
 from pyllm2.cli.trace import add_model_and_prompt, amount, open_with_prompt
 from pyllm2.errors import UsageError
 
@@ -64,15 +65,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--plain", action="store_true", help="a command per line instead of panes, as in pdb"
     )
     parser.add_argument(
-        "--html", metavar="FILE", help="run to the end, and write a page that plays it back"
+        "--html",
+        type=output,
+        metavar="FILE",
+        help="run to the end, and write a page that plays it back",
     )
     parser.add_argument(
         "--trace", metavar="FILE", help="with --html: play back this trace of `pyllm2 trace`"
     )
+    add_force(parser)
 
 
 def main(options: argparse.Namespace) -> int:
-    from pyllm2.cli.outputs import check_output
     from pyllm2.observe import step_plain
     from pyllm2.observe.step_runs import PromptRun, training_run
     from pyllm2.observe.stepper import Run, Stepper
@@ -80,7 +84,7 @@ def main(options: argparse.Namespace) -> int:
     if options.trace is not None:
         return _play_back_trace(options)
     if options.html is not None:
-        check_output(options.html, options.model or "")
+        check_output(options.html, options.model, force=options.force)
     named = options.compare
     for name in named or ():
         backends.require(name)
@@ -112,14 +116,13 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _play_back_trace(options: argparse.Namespace) -> int:
-    from pyllm2.cli.outputs import check_output
     from pyllm2.observe.files import load_trace
 
     if options.html is None:
         raise UsageError("--trace: expected --html too: a trace cannot be continued")
     if options.model is not None:
         raise UsageError("--trace: leave out MODEL: all values come from the trace")
-    check_output(options.html, options.trace)
+    check_output(options.html, options.trace, force=options.force)
     _write(options.html, load_trace(options.trace))
     return 0
 

@@ -6,7 +6,7 @@ import argparse
 
 from pyllm2.cli import flags, numbers, signals
 from pyllm2.cli.output import say
-from pyllm2.cli.outputs import check_output
+from pyllm2.cli.outputs import add_force, check_output, output
 from pyllm2.errors import UsageError
 
 SUMMARY = "train a tokenizer on text, or convert one to tokenizer.bin"
@@ -19,7 +19,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     flags.add_texts(train)
     train.add_argument(
-        "--out", required=True, metavar="FILE.model", help="SentencePiece model to write"
+        "--out",
+        type=output,
+        required=True,
+        metavar="FILE.model",
+        help="SentencePiece model to write",
     )
     train.add_argument(
         "--vocab-size",
@@ -33,9 +37,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="merge runs of spaces into one, as llama2.c's models do",
     )
+    add_force(train)
     export = flags.add_action(actions, "export", "convert a SentencePiece .model to tokenizer.bin")
     export.add_argument("source", metavar="IN", help="SentencePiece .model or tokenizer.bin")
-    export.add_argument("target", metavar="OUT", help="tokenizer.bin to write")
+    export.add_argument("target", type=output, metavar="OUT", help="tokenizer.bin to write")
+    add_force(export)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -53,7 +59,7 @@ def _train(options: argparse.Namespace) -> int:
         raise UsageError(
             f"--vocab-size {options.vocab_size}: specials and bytes alone need {least}"
         )
-    check_output(options.out, *options.texts)
+    check_output(options.out, *options.texts, force=options.force)
     with open_texts(options.texts, options.separator) as texts, signals.immediate():
         model = train_vocabulary(texts, options.vocab_size, options.like_original)
     with atomic_write(options.out) as file:
@@ -65,6 +71,6 @@ def _train(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from pyllm2.tokenizers import load_tokenizer
 
-    check_output(options.target, options.source)
+    check_output(options.target, options.source, force=options.force)
     load_tokenizer(options.source).write_tokenizer(options.target)
     return 0

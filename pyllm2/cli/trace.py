@@ -7,6 +7,7 @@ import argparse
 from pyllm2.cli import flags, numbers
 from pyllm2.cli.inputs import argument_bytes
 from pyllm2.cli.output import Output, say
+from pyllm2.cli.outputs import add_force, check_output, output
 from pyllm2.errors import UsageError
 
 SUMMARY = "record every op of a run: shapes, values, times"
@@ -39,8 +40,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help=f"keep the values of these ops only; FIELD is {flags.one_of(WHOLE_NUMBERS + WORDS)}",
     )
     parser.add_argument(
-        "--out", metavar="FILE", help="write the trace to FILE: .npz, .safetensors or .jsonl"
+        "--out",
+        type=output,
+        metavar="FILE",
+        help="write the trace to FILE: .npz, .safetensors or .jsonl",
     )
+    add_force(parser)
 
 
 def add_model_and_prompt(parser: argparse.ArgumentParser) -> None:
@@ -55,13 +60,12 @@ def add_model_and_prompt(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    from pyllm2.cli.outputs import check_output
     from pyllm2.observe import files, trace
 
     only = trace.Only(tuple(map(_condition, options.only or ())))
     if options.out is not None:
         files.check_suffix(options.out)
-        check_output(options.out, options.model or "")
+        check_output(options.out, options.model, force=options.force)
     model, prompt = open_with_prompt(options)
     ids = trace.prompt_ids(model, prompt, options.new_tokens)
     keep = only if options.only else None

@@ -6,7 +6,14 @@ import argparse
 
 from pyllm2.cli import numbers
 from pyllm2.cli.flags import add_action, add_actions, add_machine, add_texts
-from pyllm2.cli.train_flags import add_extend, add_gpt2_flags, add_json, add_llama2_flags
+from pyllm2.cli.outputs import add_force, output
+from pyllm2.cli.train_flags import (
+    add_extend,
+    add_gpt2_flags,
+    add_json,
+    add_llama2_flags,
+    add_other_engine,
+)
 from pyllm2.errors import PyLLM2Error
 
 SUMMARY = "train a GPT-2 or a Llama-2"
@@ -67,16 +74,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_text_flags(parser: argparse.ArgumentParser) -> None:
     add_texts(parser, "*")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="new folder for the results")
+    parser.add_argument(
+        "--out", type=output, required=True, metavar="FOLDER", help="new folder for the results"
+    )
     parser.add_argument(
         "--resume",
         action="store_true",
         help="go on with the run in FOLDER, with the flags that it began with",
     )
     add_extend(parser)
-    parser.add_argument(
-        "--force", action="store_true", help="replace the run in FOLDER by a new one"
-    )
+    add_other_engine(parser)
+    add_force(parser)
     add_json(parser)
     parser.add_argument(
         "--minutes",

@@ -18,7 +18,7 @@ RUN_FILE = "run.json"
 PATTERNS = ("train", "val")  # flags that name files
 PATHS = ("tokenizer", "init", "plot")  # and those that may
 REQUIRED = ("init", "train", "val")  # of a new run
-NOT_KEPT = ("out", "resume", "extend", "force", "no_mpi", "json")
+NOT_KEPT = ("out", "resume", "extend", "other_engine", "force", "no_mpi", "json")
 _ADD = {"gpt2": add_gpt2_flags, "llama2": add_llama2_flags}
 
 
@@ -35,9 +35,7 @@ def recalled(options: argparse.Namespace) -> argparse.Namespace:
     Raises UsageError for flags that are missing, FormatError for a damaged file, FileError for a
     folder without a run.
     """
-    if options.extend:
-        options.steps = extended(options.out, options.extend, options.steps)
-        options.resume = True
+    check_resumed(options)
     if options.resume and os.path.exists(os.path.join(options.out, RUN_FILE)):
         family, arguments = recall(options.out)
         if family != options.family:
@@ -45,8 +43,7 @@ def recalled(options: argparse.Namespace) -> argparse.Namespace:
                 f"{options.out} is a run of {family}: {resume_command(family, options.out)}"
             )
         kept = parser_of(family).parse_args([*arguments, *options.argv[2:]])
-        if options.extend:
-            kept.steps, kept.resume = options.steps, True
+        kept.resume = True  # also with --extend
         return argparse.Namespace(**{**vars(options), **vars(kept)})
     missing = [f"--{name}" for name in REQUIRED if getattr(options, name) is None]
     if missing and options.resume:
@@ -60,17 +57,33 @@ def recalled(options: argparse.Namespace) -> argparse.Namespace:
     return options
 
 
-def extended(folder: str, updates: int, steps: int | None = None) -> int:
-    """The number of steps of a run that goes on for so many updates after its newest checkpoint.
+def check_resumed(options: argparse.Namespace) -> None:
+    """Check the flags that go on with a run or begin a new one; --extend implies --resume.
 
-    Raises UsageError if `steps` is given too, FileError if there is no checkpoint.
+    Raises UsageError for flags that exclude each other, FileError if there is no checkpoint.
     """
-    if steps is not None:
+    going_on = "--extend" if options.extend else "--resume" if options.resume else None
+    if options.force and going_on:
+        hint = "; --other-engine takes another backend or number of threads"
+        raise UsageError(f"--force begins a new run, {going_on} goes on with the old one{hint}")
+    if options.other_engine and not going_on:
+        raise UsageError("--other-engine: only with --resume")
+    if not options.extend:
+        return
+    if getattr(options, "steps", None) is not None:
         raise UsageError("--extend and --steps: expected one of them")
-    found = checkpoints(folder) if os.path.isdir(folder) else []
-    if not found:
-        raise FileError(folder, "has no checkpoint to go on from")
-    return found[-1][0] + updates
+    if not _has_checkpoint(options.out):
+        raise FileError(options.out, "has no checkpoint to go on from")
+    options.resume = True
+
+
+def extended(folder: str, updates: int, planned: int) -> int:
+    """The number of steps of a run whose end is put so many updates further.
+
+    planned: its number of steps; with a constant rate a checkpoint may be beyond it
+    """
+    newest = max((step for step, _ in checkpoints(folder)), default=0)
+    return max(planned, newest) + updates
 
 
 def remember(options: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pyllm2.cli import numbers
 from pyllm2.cli.flags import add_machine, add_no_mpi, one_of
+from pyllm2.cli.outputs import add_force, output
 
 # The names that pyllm2.training has, which is too heavy to import here; a test compares them.
 SCHEDULES = ("constant", "linear", "cosine", "wsd", "llama2")
@@ -77,6 +78,7 @@ def _add_files(group: Any, init: str) -> None:
     add("--val", nargs="+", metavar="GLOB", help="validation token shards: files or patterns")
     add(
         "--out",
+        type=output,
         required=True,
         metavar="FOLDER",
         help="folder for the log, checkpoints and the trained model.bin",
@@ -94,8 +96,16 @@ def add_extend(parser: Any) -> None:
         "--extend",
         type=numbers.positive,
         metavar="N",
-        help="resume, and train for N updates after the newest checkpoint, also past the run's "
-        "end; the learning rate is then that of the longer run",
+        help="resume, and put the end of the run N updates further; the learning rate is then "
+        "that of the longer run",
+    )
+
+
+def add_other_engine(parser: Any) -> None:
+    parser.add_argument(
+        "--other-engine",
+        action="store_true",
+        help="with --resume: also if backend or threads have changed; the last bits may differ",
     )
 
 
@@ -158,10 +168,12 @@ def _add_intervals(group: Any) -> None:
         help="resume from the newest checkpoint in FOLDER, with the flags of its run",
     )
     add_extend(group)
-    add(
-        "--force",
-        action="store_true",
-        help="replace the run in FOLDER; with --resume: even if backend or threads have changed",
-    )
+    add_other_engine(group)
     add_json(group)
-    add("--plot", metavar="FILE", help="file of the loss plot (default: FOLDER/loss.png)")
+    add(
+        "--plot",
+        type=output,
+        metavar="FILE",
+        help="file of the loss plot (default: FOLDER/loss.png)",
+    )
+    add_force(group)

@@ -15,16 +15,16 @@ import numpy as np
 
 from pyllm2 import __version__, backends, memory
 from pyllm2.cli.output import say
-from pyllm2.cli.outputs import check_output
+from pyllm2.cli.outputs import EXISTS, check_output
 from pyllm2.cli.progress import JsonLines, Progress
-from pyllm2.cli.train_command import RUN_FILE, remember, resume_command
+from pyllm2.cli.train_command import RUN_FILE, extended, remember, resume_command
 from pyllm2.compiling.processors import processors
 from pyllm2.errors import ConfigError, FileError, FormatError, UsageError, os_errors
 from pyllm2.inference.sample import sample
 from pyllm2.tokenizers import load_tokenizer
 from pyllm2.training.bits import bytes_per_token
 from pyllm2.training.checkpoint import Checkpoint, CheckpointFile, differences, processes_of
-from pyllm2.training.folder import NoFolder, RunFolder, open_folder
+from pyllm2.training.folder import NoFolder, RunFolder, checkpoints, open_folder
 from pyllm2.training.loader import DataLoader
 from pyllm2.training.log import require_regular
 from pyllm2.training.plot import can_plot, image_format, plot_log, require_plot
@@ -79,6 +79,8 @@ def main(options: argparse.Namespace, processes: Processes, locked: bool = False
     """
     asked = argparse.Namespace(**{**vars(options), **getattr(options, "asked", {})})
     setup = processes.together(lambda: _prepare(options, processes))
+    if options.extend:
+        asked.steps = setup.recipe.steps
     _require_same(processes, setup)
     with stop_requests() as stop, _folder(options, processes, locked) as folder:
         progress = None
@@ -87,7 +89,7 @@ def main(options: argparse.Namespace, processes: Processes, locked: bool = False
             progress = kind(setup.recipe, setup.tokenizer, setup.bytes_per_token)
         trainer = _trainer(options, setup, folder, progress, stop, processes)
         if options.resume:
-            _resume(trainer, folder, options.force, longer=bool(options.extend))
+            _resume(trainer, folder, options.other_engine, longer=bool(options.extend))
         if processes.rank == 0:
             remember(asked)
             if setup.tokenizer is not None:  # so that a checkpoint can be tried at once
@@ -104,16 +106,23 @@ def main(options: argparse.Namespace, processes: Processes, locked: bool = False
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
-    """Refuse outputs that cannot be written, before any work."""
-    for path in (os.path.join(options.out, name) for name in OWN_FILES):
+    """Refuse outputs that cannot be written or that exist, before any work."""
+    going_on = options.resume or options.force
+    # What a run that was killed before its first checkpoint has left is replaced.
+    left = {TOKENIZER_FILE} if os.path.exists(os.path.join(options.out, RUN_FILE)) else set()
+    for name in OWN_FILES:
+        path = os.path.join(options.out, name)
         with os_errors(path):
             require_regular(path)
         if os.path.exists(path):
-            check_output(path, options.init)
+            check_output(path, options.init, force=True)
+            own = name in left or name == RUN_FILE or _same(path, options.tokenizer)
+            if not (own or going_on or checkpoints(options.out)):
+                raise FileError(path, EXISTS)
     if options.plot:
         require_plot()
         image_format(options.plot)
-        check_output(options.plot, options.init)
+        check_output(options.plot, options.init, force=going_on)
 
 
 @contextmanager
@@ -126,7 +135,7 @@ def _folder(
         def enter() -> RunFolder | NoFolder:
             if processes.rank > 0:
                 return NoFolder()
-            anew = OWN_FILES if options.force and not options.resume else None
+            anew = OWN_FILES if options.force else None
             return stack.enter_context(open_folder(options.out, options.resume, anew, locked))
 
         yield processes.together(enter)
@@ -232,6 +241,10 @@ def _sizes(config: Any) -> dict[str, int]:
     return {f.name: getattr(config, f.name) for f in fields(config) if f.default is MISSING}
 
 
+def _same(path: str, other: str | None) -> bool:
+    return other is not None and os.path.exists(other) and os.path.samefile(path, other)
+
+
 def _is_file(init: str) -> bool:
     """Whether --init names a checkpoint; otherwise it is the shape of a new model."""
     return os.path.exists(init) or init.endswith(".bin")
@@ -323,6 +336,8 @@ def _recipe(options: argparse.Namespace, data: DataLoader) -> Recipe:
     epoch = max(1, data.num_batches * tokens // total_batch)
     same = {name: getattr(options, name) for name in SAME_NAMES}
     steps = options.steps or epoch
+    if options.extend:
+        steps = extended(options.out, options.extend, steps)
     return Recipe(total_batch=total_batch, steps=steps, processes=data.processes, **same)
 
 
@@ -338,14 +353,14 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _resume(
-    trainer: Trainer, folder: RunFolder | NoFolder, force: bool, longer: bool = False
+    trainer: Trainer, folder: RunFolder | NoFolder, other_engine: bool, longer: bool = False
 ) -> None:
     """Go on where the newest checkpoint was written; rank 0 reads it for all ranks.
 
     longer: the run has another number of steps now, which is saved before the first of them
     """
     checkpoint = trainer.processes.together(
-        lambda: _newest_checkpoint(trainer, folder, force, longer)
+        lambda: _newest_checkpoint(trainer, folder, other_engine, longer)
     )
     newest = folder.newest() or ""
     try:
@@ -359,14 +374,14 @@ def _resume(
 
 
 def _newest_checkpoint(
-    trainer: Trainer, folder: RunFolder | NoFolder, force: bool, longer: bool
+    trainer: Trainer, folder: RunFolder | NoFolder, other_engine: bool, longer: bool
 ) -> Checkpoint | None:
     """The checked checkpoint on rank 0; None on the others."""
     newest = folder.newest()
     if newest is None:
         return None
     file = CheckpointFile(newest)
-    file.require_same_run(trainer.identity, force, longer)
+    file.require_same_run(trainer.identity, other_engine, longer)
     if file.step > trainer.recipe.steps:
         raise FileError(newest, f"step {file.step} is beyond the run's {trainer.recipe.steps}")
     before, now = processes_of(file.identity), trainer.processes.size

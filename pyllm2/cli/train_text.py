@@ -18,7 +18,7 @@ from pyllm2.cli import signals, train_run
 from pyllm2.cli.output import say
 from pyllm2.cli.train_command import (
     RUN_FILE,
-    extended,
+    check_resumed,
     parser_of,
     recall,
     resume_command,
@@ -50,7 +50,8 @@ def main(options: argparse.Namespace) -> int:
             f"train text: started as {count} processes, runs in one; the command that it prints "
             "can be started by mpiexec"
         )
-    if options.resume or options.extend:
+    check_resumed(options)
+    if options.resume:
         return _resume(options)
     if not options.texts:
         raise UsageError(
@@ -77,11 +78,13 @@ def _resume(options: argparse.Namespace) -> int:
     for flag in ("backend", "threads"):
         if (value := getattr(options, flag)) is not None:
             arguments += [f"--{flag}", str(value)]
-    arguments += [f"--{flag}" for flag in ("force", "json") if getattr(options, flag)]
+    arguments += [
+        f"--{flag}" for flag in ("other-engine", "json") if getattr(options, flag.replace("-", "_"))
+    ]
     how = "--resume"
     if options.extend:
         how = f"--extend {options.extend}"
-        arguments += [*how.split(), "--steps", str(extended(options.out, options.extend))]
+        arguments += how.split()
     say(resume_command(family, options.out, how))
     resumed = parser_of(family).parse_args([*arguments, "--resume"])
     return train_run.main(resumed, processes.OneProcess())

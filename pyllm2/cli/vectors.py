@@ -6,13 +6,14 @@ import argparse
 
 from pyllm2.cli import numbers
 from pyllm2.cli.output import say
+from pyllm2.cli.outputs import add_force, check_folder, output
 from pyllm2.errors import BackendError
 
 SUMMARY = "write golden inputs and outputs of every op, with the bound of every element"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    parser.add_argument("--out", type=output, required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
         "--format",
         choices=("npz", "safetensors", "json"),
@@ -26,6 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=numbers.seed, default=0, metavar="N", help="random seed of the inputs"
     )
+    add_force(parser)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -36,6 +38,9 @@ def main(options: argparse.Namespace) -> int:
         raise BackendError("vectors needs hypothesis: pip install 'pyllm2[testing]'") from None
     from pyllm2.conform.vectors import write_vectors
 
-    count = write_vectors(options.out, options.format, options.examples, options.seed)
+    check_folder(options.out, force=options.force)
+    count = write_vectors(
+        options.out, options.format, options.examples, options.seed, replace=options.force
+    )
     say(f"wrote {count} ops to {options.out}")
     return 0

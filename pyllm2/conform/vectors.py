@@ -82,13 +82,17 @@ def arrays_of(op: Op, n: int, first: int = 0) -> dict[str, Any]:
     return arrays
 
 
-def write_vectors(folder: str, kind: str = "npz", n: int = 8, first: int = 0) -> int:
+def write_vectors(
+    folder: str, kind: str = "npz", n: int = 8, first: int = 0, replace: bool = False
+) -> int:
     """Write a new folder with one file per op and a README; returns the number of ops.
 
-    kind: "npz", "safetensors" or "json". Raises FileError.
+    kind: "npz", "safetensors" or "json"   replace: older vectors may be there, and are replaced
+    Raises FileError.
     """
     count = 0
-    with new_folder(folder) as made:
+    old = ["README.md", *(f"{model}.*" for model in tables)] if replace else ()
+    with new_folder(folder, old) as made:
         (made / "README.md").write_text(README, encoding="utf-8")
         for model, table in tables.items():
             for name, op in table.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ _COPIED = (
     "tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json "
     "added_tokens.json vocab.json merges.txt generation_config.json chat_template.jinja"
 ).split()
+# All that a folder may get, as patterns; weights in any number of files.
+FOLDER_FILES = (*_COPIED, "config.json", "model*.safetensors*", f"{_MORE_TEMPLATES}/*.jinja")
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # keys that are, too
 _NO_TOKENIZER = "{}: no tokenizer goes with it: name one with --tokenizer"
 _MOST_COPIED = 2**27  # bytes of such a file
@@ -62,9 +64,10 @@ def export(
     dtype: str | None = None,
     group_size: int = llama2c_q8.DEFAULT_GROUP_SIZE,
     like_original: bool = False,
-    force: bool = False,
+    drop_unsupported: bool = False,
     tokenizer: AnyTokenizer | None = None,
     template: ChatTemplate | None = None,
+    replace: bool = False,
 ) -> Exported:
     """Write a model in one of `FORMATS`; hf is a new folder, all others are files.
 
@@ -72,8 +75,9 @@ def export(
     in the others that of each tensor, and float32 for quantised ones, so that nothing is lost.
     group_size, like_original: of v2; it is halved until it divides dim and hidden_dim, or with
     like_original only dim, as in the original, which may leave out inputs of w2.
-    force: leave out what the format cannot hold, with a warning, instead of refusing.
+    drop_unsupported: leave out what the format cannot hold, with a warning, instead of refusing.
     tokenizer, template: instead of those of the source, for hf and gguf.
+    replace: a folder of a model may be there, and is replaced; a file always is.
 
     Raises FileError, FormatError; ConfigError for what the format cannot hold; ValueError for a
     dtype that it has not.
@@ -87,7 +91,7 @@ def export(
         raise FileError(container.path, f"is a {family}, which {to} cannot hold: choose {names}")
     notes = list(container.notes)
     if to in ("v0", "v1", "v2"):
-        plain, lost = _as_llama2c(container, to, force)
+        plain, lost = _as_llama2c(container, to, drop_unsupported)
         notes += lost
         size = 0
         if to == "v2":
@@ -99,9 +103,12 @@ def export(
         version = llmc.BFLOAT16 if dtype == "bf16" else llmc.FLOAT32
         gpt2_checkpoint.save(target, container.streamed, version)
         return Exported(0, notes)
-    writer = _folder if to == "hf" else _gguf
     try:
-        writer(container, target, dtype, tokenizer, template, notes)
+        if to == "hf":
+            old = FOLDER_FILES if replace else ()
+            _folder(container, target, dtype, tokenizer, template, notes, old)
+        else:
+            _gguf(container, target, dtype, tokenizer, template, notes)
     except ConfigError as error:
         raise FileError(container.path, f"cannot be written as {to}: {error}") from None
     return Exported(0, notes)
@@ -110,8 +117,8 @@ def export(
 # ---- llama2.c --------------------------------------------------------------------------------
 
 
-def _as_llama2c(container: Container, to: str, force: bool) -> tuple[Streamed, list[str]]:
-    """The model with run.c's config, and warnings: what is left out with `force`.
+def _as_llama2c(container: Container, to: str, drop: bool) -> tuple[Streamed, list[str]]:
+    """The model with run.c's config, and warnings: what is left out with `drop`.
 
     Raises FileError naming all that the format cannot hold.
     """
@@ -123,9 +130,10 @@ def _as_llama2c(container: Container, to: str, force: bool) -> tuple[Streamed, l
     where = f"llama2.c's format {to} has no place for {lost}"
     if "head_size" in more:
         raise FileError(container.path, f"cannot be written: {where}")
-    if not force:
+    if not drop:
         raise FileError(
-            container.path, f"cannot be written: {where} (export --force leaves it out: other text)"
+            container.path,
+            f"cannot be written: {where} (export --drop-unsupported leaves it out: other text)",
         )
     plain = Llama2Config(*(getattr(config, name) for name in llama2_checkpoint.FIELDS))
     shapes = plain.shapes("classifier" not in streamed.shapes)
@@ -166,6 +174,7 @@ def _folder(
     tokenizer: AnyTokenizer | None,
     template: ChatTemplate | None,
     notes: list[str],
+    old: Sequence[str] = (),
 ) -> None:
     """Weights and config; the small files of a folder as they are, or made of the tokenizer."""
     copies = container.kind == "Hugging Face" and tokenizer is None
@@ -184,7 +193,7 @@ def _folder(
                 notes.append(f"{error}: the folder has no tokenizer")
         ids = _ids(container, known)
     found = _template_of(container, template)
-    with new_folder(target) as folder:
+    with new_folder(target, old) as folder:
         HUGGINGFACE[container.family].save(folder, container.streamed, dtype, ids)
         if ids and not copies:
             huggingface.write_json(folder / huggingface.GENERATION_CONFIG, ids)

@@ -50,6 +50,13 @@ def save_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     write_arrays(name, arrays, json.dumps(_head(trace) | {"records": list(map(_described, trace))}))
 
 
+def save_new(trace: Trace, path: str) -> None:
+    """`save_trace`, but not over a file. Raises UsageError."""
+    if os.path.isfile(path) and os.path.getsize(path):
+        raise UsageError(f"{path}: already exists: choose another name")
+    save_trace(trace, path)
+
+
 def _head(trace: Trace) -> dict[str, Any]:
     fields = "family backend tokens texts".split()
     return {"pyllm2_trace": VERSION} | {name: getattr(trace, name) for name in fields}

@@ -202,11 +202,10 @@ class _Rounds:
             ops, source = (first.ops, first.sources) if first else ((), ())
             text += f"; {first.text}" if first else "; no op and no stretch is outside"
         if out is not None:
-            folder = out / f"step-{t}-{name}"
             saved = repro.Case(
                 name, standard.model, standard.run, place, self.state, t, tuple(self.hyper)
             )
-            text += f"; repeat it: {repro.write(saved, folder)}"
+            text += f"; repeat it: {repro.write(saved, out)}"
         self.report.faults.append(Fault("step", "training", name, ops, place, off, text, source))
 
     def drifts(self) -> list[str]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,10 +89,15 @@ class Loaded(NamedTuple):
         return measure(_at(self.place, found), value, error)
 
 
-def write(case: Case, folder: Path) -> str:
-    """Write the folder; the shell line that repeats the fault. Raises FileError."""
-    with os_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+def write(case: Case, under: Path) -> str:
+    """Write `step-N-BACKEND`, or with the next free number at its end, below a folder.
+
+    Returns the shell line that repeats the fault. Raises FileError.
+    """
+    name = f"step-{case.t}-{case.name}"
+    with os_errors(under / name):
+        under.mkdir(parents=True, exist_ok=True)
+        folder = _new(under, name)
     arrays: dict[str, Array] = {}
     if case.place.startswith("update"):
         gradient = case.run(case.model)
@@ -128,6 +135,16 @@ def load(path: str | os.PathLike[str]) -> Loaded:
         return Loaded(head["place"], model, run, arrays, int(head["t"]), tuple(head["hyper"]))
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(path, f"not a step of a training: {shown(str(error))}") from None
+
+
+def _new(under: Path, name: str) -> Path:
+    """A new folder of this name, or NAME-2 and so on. Raises OSError."""
+    for number in count(1):
+        folder = under / (name if number == 1 else f"{name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError
 
 
 def _family(model: Any) -> str:

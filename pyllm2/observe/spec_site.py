@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from pyllm2.errors import os_errors
+from pyllm2.formats.new_folder import new_folder
 from pyllm2.formats.writer import atomic_write
 from pyllm2.observe.html import document, escape
 from pyllm2.observe.spec import PACKAGES, Page, ops_of, page
@@ -70,10 +69,11 @@ def _index() -> str:
 def write_site(
     folder: str | os.PathLike[str],
     shares: Mapping[tuple[str, str], Mapping[str, Any]] | None = None,
+    replace: bool = False,
 ) -> int:
-    """Write index.html and a page per op, MODEL/OP.html; returns the number of files.
+    """Write index.html and a page per op, MODEL/OP.html, as a new folder; the number of files.
 
-    Files that are there are replaced. shares: measured ones, by (model, op)
+    shares: measured ones, by (model, op)   replace: an older site may be there, and is replaced
     Raises FileError.
     """
     files = {"index.html": _index()}
@@ -81,10 +81,11 @@ def write_site(
         for op in ops_of(model):
             measured = (shares or {}).get((model, op))
             files[f"{model}/{op}.html"] = site_page(page(model, op), measured)
-    for name, text in files.items():
-        target = Path(folder) / name
-        with os_errors(target.parent):
-            target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(target) as file:
-            file.write(text.encode())
+    old = ["index.html", *(f"{model}/*.html" for model in PACKAGES)] if replace else ()
+    with new_folder(folder, old) as made:
+        for model in PACKAGES:
+            (made / model).mkdir()
+        for name, text in files.items():
+            with atomic_write(made / name) as file:
+                file.write(text.encode())
     return len(files)

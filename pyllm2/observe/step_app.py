@@ -17,7 +17,7 @@ from textual.widgets import Footer, Input, OptionList, Static
 
 from pyllm2.errors import PyLLM2Error
 from pyllm2.observe import spec, step_text
-from pyllm2.observe.files import save_trace
+from pyllm2.observe.files import save_new
 from pyllm2.observe.spec_text import page_text
 from pyllm2.observe.step_widgets import ALL, LANGUAGES, HeatMap, Ops, Values, source_view
 from pyllm2.observe.stepper import Stepper
@@ -331,7 +331,7 @@ class StepApp(App[None]):
         return f"{words} from here on"
 
     def _save(self, words: str) -> str:
-        save_trace(self.stepper.trace, words)
+        save_new(self.stepper.trace, words)
         return f"{words}: {len(self.stepper.records)} ops"
 
     def action_close(self) -> None:

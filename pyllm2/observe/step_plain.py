@@ -12,7 +12,7 @@ import numpy as np
 
 from pyllm2.errors import PyLLM2Error, UsageError
 from pyllm2.observe import heat, step_text
-from pyllm2.observe.files import save_trace
+from pyllm2.observe.files import save_new
 from pyllm2.observe.sources import formula, package_of, source
 from pyllm2.observe.step_values import named_values
 from pyllm2.observe.stepper import Stepper
@@ -206,7 +206,7 @@ class PlainStep(cmd.Cmd):
         """save FILE: all ops so far, as `pyllm2 trace --out` writes them (.npz, .safetensors)"""
         if not words:
             raise UsageError("save: expected a file name")
-        save_trace(self.stepper.trace, words)
+        save_new(self.stepper.trace, words)
         self.say(f"{words}: {len(self.stepper.records)} ops")
 
     def do_quit(self, words: str) -> bool:

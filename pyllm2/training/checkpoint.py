@@ -82,11 +82,11 @@ class CheckpointFile:
         return value
 
     def require_same_run(
-        self, identity: Mapping[str, Any], force: bool, longer: bool = False
+        self, identity: Mapping[str, Any], other_engine: bool = False, longer: bool = False
     ) -> None:
         """Refuse to resume with another model, recipe or data.
 
-        force: accept another engine   longer: accept another number of steps
+        other_engine: accept one   longer: accept another number of steps
 
         Another number of processes is accepted: the sum over them is taken in another order, so
         another number of threads, which follows from it, does not matter either.
@@ -100,8 +100,8 @@ class CheckpointFile:
         if longer:
             all_differences = [x for x in all_differences if not x.startswith("recipe.steps ")]
         others = [line for line in all_differences if not line.startswith("engine.")]
-        if others or (all_differences and not force):
-            hint = "" if others else "; --force resumes, but the last bits may differ"
+        if others or (all_differences and not other_engine):
+            hint = "" if others else "; --other-engine resumes, but the last bits may differ"
             raise FileError(self.path, f"of another run: {', '.join(all_differences)}{hint}")
 
     def params(self, n: int) -> Any:

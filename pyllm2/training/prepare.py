@@ -23,6 +23,7 @@ from pyllm2.formats.new_folder import new_folder
 from pyllm2.formats.text import Text, open_texts
 
 SHARD_TOKENS = 10**8
+FILES = ("train.bin", "train_*.bin", "val.bin", "tokenizer.bin")
 
 
 class Encoder(Protocol):
@@ -54,12 +55,14 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     progress: Callable[[int], object] | None = None,
     separator: str | None = None,
+    replace: bool = False,
 ) -> Prepared:
     """Write a new folder `out` with train.bin, val.bin and tokenizer.bin: all files or none.
 
     More than shard_tokens training tokens are split into train_000000.bin and so on. An id takes
     2 bytes if the vocabulary allows, else 4.
     texts, separator: paths for `formats.text.open_texts` and its separator, or opened texts
+    replace: a folder with files of these names may be there, and is replaced
     progress: called with the number of bytes encoded since the last call
 
     Raises FileError for an unusable text or `out`, before any text is encoded; UsageError if no
@@ -71,7 +74,7 @@ def prepare(
         opened = [text for text in texts if isinstance(text, Text)]
         if len(opened) < len(texts):
             opened = stack.enter_context(open_texts(texts, separator))  # type: ignore[arg-type]
-        folder = stack.enter_context(new_folder(out))
+        folder = stack.enter_context(new_folder(out, FILES if replace else ()))
         writer = _Writer(folder, 2 if tokenizer.vocab_size <= 2**16 else 4, val_tokens)
         documents = 0
         for text in opened:

@@ -83,7 +83,7 @@ def test_commands_begin_with_a_slash(tmp_path: Path) -> None:
     ]
     assert json.loads((tmp_path / "b.json").read_text()) == []
     said = outcome.err.decode()
-    assert "pyllm2: m.bin exists: choose another name\n" in said
+    assert "pyllm2: m.bin: already exists: choose another name\n" in said
     assert "pyllm2: /save FILE: the name of the file is missing\n" in said
     assert "pyllm2: unknown command /nonsense: /help shows all" in said
     assert "1 messages written to b.json\n" in said

@@ -53,7 +53,7 @@ def test_a_link_stays_a_pipe_gets_the_bytes_and_the_rest_is_refused(
     """What a link names is replaced; a folder is refused before any work, and so is nowhere."""
     (folder / "real").write_bytes(b"old")
     (folder / "link").symlink_to("real")
-    outcome = in_process([*argv, "link"], folder)
+    outcome = in_process([*argv, "link", "--force"], folder)
     assert outcome.code == 0, outcome.err
     assert (folder / "link").is_symlink()
     assert (folder / "real").stat().st_size > 50
@@ -111,7 +111,8 @@ def test_a_file_of_an_input_folder_is_no_output(folder: Path) -> None:
         assert outcome.code == 2
         assert b"hf/model.safetensors: the output would overwrite the input\n" in outcome.err
         for _ in range(2):
-            assert in_process([name, "hf", f"hf/{name}.new", *flags], folder).code == 0
+            argv = [name, "hf", f"hf/{name}.new", *flags, "--force"]
+            assert in_process(argv, folder).code == 0
     assert (folder / "hf" / "model.safetensors").read_bytes() == before
 
 

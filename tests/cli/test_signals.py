@@ -31,9 +31,9 @@ sys.exit(main(sys.argv[3:]))
 """
 PREPARE = "data prepare text --tokenizer bytes --val-tokens 9 --shard-tokens 50".split()
 COMMANDS = {
-    "quantize": "quantize m.bin out --group-size 4".split(),
-    "export": "export m.bin out --format v1".split(),
-    "tokenizer": "tokenizer export t.bin out".split(),
+    "quantize": "quantize m.bin out --group-size 4 --force".split(),
+    "export": "export m.bin out --format v1 --force".split(),
+    "tokenizer": "tokenizer export t.bin out --force".split(),
     "prepare": [*PREPARE, "--out", "new"],
     "prepare into": [*PREPARE, "--out", "empty"],
 }

@@ -243,14 +243,14 @@ def test_a_finished_run_that_is_resumed_does_nothing_more(folder: Path) -> None:
     assert (folder / "out" / "model.bin").read_bytes() == model
 
 
-def test_another_thread_count_resumes_by_force(folder: Path) -> None:
+def test_another_thread_count_resumes_by_a_flag(folder: Path) -> None:
     """The next checkpoint has the new number."""
     assert in_process((*TRAIN, "--schedule", "constant"), folder).code == 0
     more = (*TRAIN, "--schedule", "constant", "--steps", "14", "--threads", "2", "--resume")
     refused = in_process(more, folder)
     assert refused.code == 1
-    assert b"engine.threads = 2 (saved: 1); --force resumes" in refused.err
-    assert in_process((*more, "--force"), folder).code == 0
+    assert b"engine.threads = 2 (saved: 1); --other-engine resumes" in refused.err
+    assert in_process((*more, "--other-engine"), folder).code == 0
     text = (folder / "out" / "step_00000014.safetensors").read_bytes()
     assert rb"\"threads\": 2" in text
 

@@ -136,7 +136,7 @@ def test_a_run_is_extended(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
-        ("train text --out new --extend 5", 1, "new: has no run to resume"),
+        ("train text --out new --extend 5", 1, "new: has no checkpoint to go on from"),
         ("train llama2 --out new --extend 5", 1, "new: has no checkpoint to go on from"),
         ("train llama2 --out new --extend 5 --steps 9", 2, "--extend and --steps: expected one"),
         ("train text --out new --extend 0", 2, "--extend: "),

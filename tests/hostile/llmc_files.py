@@ -239,12 +239,12 @@ def _preparing() -> list[Case]:
         argv = tuple(words.get(str(word).replace(".", "_"), word) for word in PREPARE)
         return Case(row, f"data-{name}", error, GOOD, argv, code)
 
-    there = "already exists: choose a new folder"
+    there = "already exists: --force replaces it"
     none_left = "of them for validation: none left for training (--val-tokens N takes fewer)"
     missing = "no such file or directory"
     return [
         Case(65, "data-out-is-there", f"d: {there}", GOOD, PREPARE, make=occupied),
-        bad(65, "out-is-a-file", f"x.txt: {there}", d="x.txt"),
+        bad(65, "out-is-a-file", "x.txt: is no folder: choose a new folder", d="x.txt"),
         bad(65, "out-nowhere", f"no/d: {missing}", d="no/d"),
         bad(65, "out-empty", f"'': {missing}", d=""),
         bad(19, "text-missing", f"no.txt: {missing}", x_txt="no.txt"),

@@ -108,7 +108,7 @@ IS_OTHER_MAGIC = "x.bin: magic = 20240325 (byte 0): a GPT-2 checkpoint has 20240
 SHORT = "val.bin: needs 2001 tokens for B=2 T=1000, has 80"
 OF_1000 = "--init layers=1,heads=2,channels=8,vocab=13,context=1000 --context 1000 --train val.bin"
 OF_12 = "--init layers=1,heads=2,channels=8,vocab=12,context=8"
-OF_4_HEADS = "--force --init layers=1,heads=4,channels=8,vocab=13,context=8"
+OF_4_HEADS = "--other-engine --init layers=1,heads=4,channels=8,vocab=13,context=8"
 OVER_INPUT = "out/model.bin: the output would overwrite the input"
 NO_D7 = "model 'd7': expected d followed by 6, 12, 24, 36, 48, 60, 72 or 84"
 NO_MULTIPLE = "total batch of 12 tokens: expected a multiple of batch 2 × context 4 = 8"
@@ -118,7 +118,7 @@ HAS_RUN = "out: already contains a run: --resume continues it, --force begins a 
 RECIPE = (
     "recipe.batch = 1 (saved: 2), recipe.seed = 7 (saved: 42), recipe.total_batch = 4 (saved: 8)"
 )
-THREADS = "engine.threads = 2 (saved: 1); --force resumes, but the last bits may differ"
+THREADS = "engine.threads = 2 (saved: 1); --other-engine resumes, but the last bits may differ"
 
 REFUSALS = [
     of_data(33, "no-shards", "none_*.bin: matches no file", "--train none_*.bin"),
@@ -156,8 +156,8 @@ REFUSALS = [
         argv=("train",),
     ),
     Refusal(63, "no-out", f"{REQUIRED}: --out {HELP}", code=2, argv=BARE),
-    of_another_run("other-recipe", RECIPE, "--force --batch 1 --seed 7"),
-    of_another_run("other-schedule", "recipe.steps = 20 (saved: 12)", "--force --steps 20"),
+    of_another_run("other-recipe", RECIPE, "--other-engine --batch 1 --seed 7"),
+    of_another_run("other-schedule", "recipe.steps = 20 (saved: 12)", "--other-engine --steps 20"),
     of_another_run("other-model", "model.num_heads = 4 (saved: 2)", OF_4_HEADS),
     of_another_run("other-threads", THREADS, "--threads 2"),
 ]
@@ -185,7 +185,7 @@ def test_other_data_is_not_resumed(tmp_path: Path) -> None:
     data = bytearray(shard.read_bytes())
     data[-2] ^= 1
     shard.write_bytes(data)
-    outcome = in_process(with_flags("--resume --force"), tmp_path)
+    outcome = in_process(with_flags("--resume --other-engine"), tmp_path)
     assert outcome.code == 1
     assert b"of another run: data.shards[1].digest = " in outcome.err
 

@@ -209,7 +209,7 @@ def test_what_llama2c_cannot_hold_is_refused_or_left_out(tmp_path: Path) -> None
     with pytest.raises(FileError, match=words):
         export(folder, target, "v1")
     assert not target.exists()
-    found = export(folder, target, "v1", force=True)
+    found = export(folder, target, "v1", drop_unsupported=True)
     assert words in found.notes[-1]
     assert same(target, Path(stories.MODEL))
 
@@ -220,4 +220,4 @@ def test_what_no_format_holds_is_refused_with_force_too(tmp_path: Path) -> None:
     if not golden.exists():
         pytest.skip("no golden files")
     with pytest.raises(FileError, match="no place for head_size = 12, qkv_bias = True"):
-        export(golden, tmp_path / "x.bin", "v0", force=True)
+        export(golden, tmp_path / "x.bin", "v0", drop_unsupported=True)

@@ -47,7 +47,7 @@ def interrupted(out: Path, data: Path, stops: list[int], **options: Any) -> byte
             trainer = trainer_in(stack, out, data, resume=i > 0, report=record, **options)
             if i > 0:
                 file = CheckpointFile(trainer.folder.newest())
-                file.require_same_run(trainer.identity, force=False)
+                file.require_same_run(trainer.identity, other_engine=False)
                 trainer.restore(file.read(trainer.model.params.flat.size))
             stop_after(trainer, record, steps)
             trainer.run()
@@ -99,7 +99,7 @@ def resumed(out: Path, data: Path, **options: Any) -> bytes:
     with ExitStack() as stack:
         trainer = trainer_in(stack, out, data, resume=True, **options)
         file = CheckpointFile(trainer.folder.newest())
-        file.require_same_run(json.loads(json.dumps(trainer.identity)), force=False)
+        file.require_same_run(json.loads(json.dumps(trainer.identity)), other_engine=False)
         trainer.restore(file.read(trainer.model.params.flat.size))
         trainer.run()
     return Path(checkpoints(str(out))[-1][1]).read_bytes()
@@ -214,30 +214,30 @@ def saved(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_resuming_another_run_is_refused(data: Path, saved: Path) -> None:
-    """The message lists every difference; `--force` does not accept another model or recipe."""
+    """The message lists every difference; `--other-engine` accepts no other model or recipe."""
     identity = make_trainer(data, batch=1, seed=7).identity
     identity["model"]["num_layers"] = 2
     expected = (
         r"of another run: model\.num_layers = 2 \(saved: 1\), recipe\.batch = 1 \(saved: 2\), "
         r"recipe\.seed = 7 \(saved: 42\)$"
     )
-    for force in (False, True):
+    for other_engine in (False, True):
         with pytest.raises(FileError, match=expected):
-            CheckpointFile(saved).require_same_run(identity, force)
+            CheckpointFile(saved).require_same_run(identity, other_engine)
 
 
-def test_resuming_on_another_engine_needs_force(data: Path, saved: Path) -> None:
+def test_resuming_on_another_engine_needs_a_flag(data: Path, saved: Path) -> None:
     """Another backend or number of threads may change the last bits, as the message says."""
     identity = make_trainer(data).identity
     identity["engine"] = {"backend": "other", "threads": 3}
     file = CheckpointFile(saved)
-    file.require_same_run(identity, force=True)
+    file.require_same_run(identity, other_engine=True)
     expected = (
         r'engine\.backend = "other" \(saved: "numpy"\), engine\.threads = 3 \(saved: null\); '
-        r"--force resumes, but the last bits may differ$"
+        r"--other-engine resumes, but the last bits may differ$"
     )
     with pytest.raises(FileError, match=expected):
-        file.require_same_run(identity, force=False)
+        file.require_same_run(identity, other_engine=False)
 
 
 def test_differences_descend_into_lists() -> None:
@@ -353,7 +353,7 @@ def test_any_number_of_a_checkpoint_may_be_anything(
         error = None
         try:
             found = CheckpointFile(file.name)
-            found.require_same_run(trainer.identity, force=False)
+            found.require_same_run(trainer.identity, other_engine=False)
             trainer.restore(found.read(trainer.model.params.flat.size))
         except PyLLM2Error as refusal:
             error = str(refusal)
