@@ -88,7 +88,8 @@ class Progress(Report):
         if self.last_validation is not None:
             loss = self.last_validation
             parts.append(f"validation loss {loss:.4f}{self._bits(loss)}")
-        parts.append(f"peak memory {peak_memory() / 1e6:,.0f} MB")
+        if peak := peak_memory():
+            parts.append(f"peak memory {peak / 1e6:,.0f} MB")
         return ", ".join(parts)
 
     def end(self, step: int, finished: bool, model: str) -> None:
@@ -195,8 +196,11 @@ def _bar(start: int, steps: int) -> Any:
 
 
 def peak_memory() -> int:
-    """The peak resident memory of this process in bytes."""
-    import resource
+    """The peak resident memory of this process in bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import stat
@@ -14,7 +13,16 @@ from typing import BinaryIO
 
 from pyllm2.errors import FileError, os_errors
 
+try:
+    import fcntl
+
+    HAS_LOCKS = True
+except ImportError:  # Windows: nobody deletes what a killed process has left
+    HAS_LOCKS = False
+
 _TEMPORARY = ".pyllm2-"
+# Neither through a link nor waiting for a FIFO.
+_AS_IT_IS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _OTHER_KINDS = [
     (stat.S_ISDIR, "is a folder"),
     (stat.S_ISSOCK, "is a socket"),
@@ -47,7 +55,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(descriptor)
             _keep_owner(descriptor, target)
-            os.fchmod(descriptor, _mode_of(target))
+            os.chmod(temporary, _mode_of(target))
             os.replace(temporary, target)
         sync_folder(os.path.dirname(target))
 
@@ -101,7 +109,7 @@ def temporary_beside(target: str, folder: bool = False) -> Iterator[tuple[str, i
         while True:  # until it is locked before somebody else takes it for a leftover
             if folder:
                 path = tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=parent)
-                descriptor = os.open(path, os.O_RDONLY)
+                descriptor = os.open(path, os.O_RDONLY) if HAS_LOCKS else -1
             else:
                 descriptor, path = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=parent)
             if _lock(descriptor) is not False and os.path.exists(path):
@@ -119,6 +127,8 @@ def temporary_beside(target: str, folder: bool = False) -> Iterator[tuple[str, i
 
 def remove_temporaries(folder: str, prefix: str = _TEMPORARY) -> None:
     """Delete the temporary files and folders that killed processes of this user left here."""
+    if not HAS_LOCKS:
+        return
     try:
         names = os.listdir(folder)
     except OSError:
@@ -127,7 +137,7 @@ def remove_temporaries(folder: str, prefix: str = _TEMPORARY) -> None:
         if name.startswith(prefix) and name.endswith(".tmp"):
             path = os.path.join(folder, name)
             with suppress(OSError):
-                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                descriptor = os.open(path, _AS_IT_IS)
                 try:
                     if os.fstat(descriptor).st_uid == os.geteuid() and _lock(descriptor):
                         _remove(path)
@@ -140,6 +150,8 @@ def _lock(descriptor: int) -> bool | None:
 
     False if somebody else has locked it, None if the file system has no locks.
     """
+    if not HAS_LOCKS:
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -159,6 +171,8 @@ def _remove(path: str) -> None:
 
 def _keep_owner(descriptor: int, name: str) -> None:
     """Give a new file the owner and group of the old one, as far as that is allowed."""
+    if not hasattr(os, "fchown"):
+        return
     with suppress(OSError):
         old = os.stat(name)
         if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
