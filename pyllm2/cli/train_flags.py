@@ -17,7 +17,8 @@ DECAY_RULES = ("matrices", "all")
 def add_gpt2_flags(parser: argparse.ArgumentParser) -> None:
     _add_run(
         parser,
-        "checkpoint of llm.c, or the shape of a new model: d12, gpt3:c768 or "
+        "checkpoint of llm.c, folder of its run (with state_N_RANK.bin: goes on), or the shape of "
+        "a new model: d12, gpt3:c768 or "
         "layers=N,heads=N,channels=N (optional: ,context=N ,vocab=N)",
     )
     parser.set_defaults(family="gpt2", dropout=0.0)

@@ -20,8 +20,10 @@ from pyllm2.cli.progress import JsonLines, Progress
 from pyllm2.cli.train_command import RUN_FILE, extended, remember, resume_command
 from pyllm2.compiling.processors import processors
 from pyllm2.errors import ConfigError, FileError, FormatError, UsageError, os_errors
+from pyllm2.formats.llmc_state import is_shuffled
 from pyllm2.inference.sample import sample
 from pyllm2.tokenizers import load_tokenizer
+from pyllm2.training import llmc_run
 from pyllm2.training.bits import bytes_per_token
 from pyllm2.training.checkpoint import Checkpoint, CheckpointFile, differences, processes_of
 from pyllm2.training.folder import NoFolder, RunFolder, checkpoints, open_folder
@@ -90,6 +92,8 @@ def main(options: argparse.Namespace, processes: Processes, locked: bool = False
         trainer = _trainer(options, setup, folder, progress, stop, processes)
         if options.resume:
             _resume(trainer, folder, options.other_engine, longer=bool(options.extend))
+        elif _is_llmc_run(options):
+            _go_on_from_llmc(options.init, trainer, setup.model)
         if processes.rank == 0:
             remember(asked)
             if setup.tokenizer is not None:  # so that a checkpoint can be tried at once
@@ -188,8 +192,9 @@ def _prepare(options: argparse.Namespace, processes: Processes) -> Setup:
     config = _config(options, family, tokenizer, processes)
     V, B, T = config.vocab_size, options.batch, options.context
     share = processes.rank, processes.size
+    shuffle = not _is_llmc_run(options) or is_shuffled(llmc_run.state_file(options.init, 0))
     train_data = DataLoader(
-        options.train, B, T, *share, shuffle=True, vocab_size=V, seed=options.seed
+        options.train, B, T, *share, shuffle=shuffle, vocab_size=V, seed=options.seed
     )
     validation_data = DataLoader(options.val, B, T, *share, vocab_size=V)
     recipe, plan = _recipe(options, train_data), _plan(options)
@@ -233,7 +238,7 @@ def _vocabulary(options: argparse.Namespace) -> int:
     """The vocabulary size that --init names, in a file or as vocab=N."""
     family = importlib.import_module(f"pyllm2.{options.family}.family")
     read = family.load_config if _is_file(options.init) else family.descriptor
-    return int(read(options.init).vocab_size)
+    return int(read(_model_file(options)).vocab_size)
 
 
 def _sizes(config: Any) -> dict[str, int]:
@@ -250,11 +255,20 @@ def _is_file(init: str) -> bool:
     return os.path.exists(init) or init.endswith(".bin")
 
 
+def _is_llmc_run(options: argparse.Namespace) -> bool:
+    """Whether --init is the folder of a run of llm.c's trainer."""
+    return options.family == "gpt2" and os.path.isdir(options.init)
+
+
+def _model_file(options: argparse.Namespace) -> str:
+    return llmc_run.model_file(options.init) if _is_llmc_run(options) else options.init
+
+
 def _config(options: argparse.Namespace, family: Any, tokenizer: Any, processes: Processes) -> Any:
     """The model's shape, checked against the flags, the tokenizer and the memory."""
     B, T = options.batch, options.context
     if _is_file(options.init):
-        config = family.load_config(options.init)
+        config = family.load_config(_model_file(options))
     else:
         config = family.descriptor(options.init, tokenizer.vocab_size if tokenizer else None)
     if config.seq_len < T:
@@ -286,7 +300,7 @@ def _model(options: argparse.Namespace, family: Any, config: Any, machine: Machi
     if options.resume:
         params = family.empty_parameters(config)
     elif _is_file(options.init):
-        _, params = family.load_parameters(options.init)
+        _, params = family.load_parameters(_model_file(options))
     else:
         params = family.initial_parameters(config, options.seed)
     many = f"{machine.processes} processes, each " if machine.processes > 1 else ""
@@ -371,6 +385,26 @@ def _resume(
         trainer.save()
     folder.prune(trainer.plan.keep)  # the run may have been killed before it did so
     say(f"resumed from {newest}")
+
+
+def _go_on_from_llmc(init: str, trainer: Trainer, model: Any) -> None:
+    """Go on where the newest checkpoint of llm.c in a folder was written, on all ranks."""
+
+    def read() -> Checkpoint | None:
+        if trainer.processes.rank > 0:
+            return None
+        found = llmc_run.read_run(init, model.params.shapes, model.params.flat.copy)
+        if found.step > trainer.recipe.steps:
+            raise FileError(init, f"step {found.step} is beyond the run's {trainer.recipe.steps}")
+        return found
+
+    try:
+        trainer.restore(trainer.processes.together(read))
+    except ConfigError as error:
+        hint = "--batch, --context and --train must be those of llm.c's run"
+        raise FormatError(llmc_run.state_file(init, 0), f"{error}: {hint}") from None
+    trainer.saved = None  # not by us
+    say(f"goes on from step {trainer.step} of llm.c in {init}")
 
 
 def _newest_checkpoint(

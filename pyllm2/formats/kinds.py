@@ -31,6 +31,7 @@ _SIGNATURES = [
     (0, struct.pack("<i", 20240520), "an llm.c token shard (GPT-2 ids), not a checkpoint"),
     (0, struct.pack("<i", 20240801), "an llm.c token shard (Llama-3 ids), not a checkpoint"),
     (0, struct.pack("<i", 20240522), "an llm.c evaluation file, not a checkpoint"),
+    (0, struct.pack("<i", 20240527), "an llm.c optimizer state, not a checkpoint"),
     (0, struct.pack("<i", 20240327), "an llm.c debug state, not a checkpoint"),
     (0, struct.pack("<i", 20240527), "an llm.c optimizer state, not a checkpoint"),
     (0, struct.pack("<i", 20240328), "an llm.c tokenizer file, not a checkpoint"),
