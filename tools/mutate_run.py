@@ -217,16 +217,18 @@ _OTHER_PROCESSES = re.compile("subprocess|fork|played|threads|environment")
 
 @functools.cache
 def remoteness(test: str, changed: str) -> int:
-    """0: a test file is named like the changed file, 1: it imports it, 2: neither.
+    """0: a test file imports the changed file and is named like it, 1: it imports it, 2: it is
+    named like it, 3: neither.
 
     tests/formats/test_gguf.py is named like formats/gguf_blocks.py.
     """
     subject, stem = Path(test).stem.removeprefix("test_"), Path(changed).stem
-    if stem.startswith(subject) or subject.startswith(stem):
-        return 0
-    package, module = changed.removesuffix(".py").replace("/", ".").rsplit(".", 1)
+    alike = stem.startswith(subject) or subject.startswith(stem)
+    package, _, module = changed.removesuffix(".py").replace("/", ".").rpartition(".")
     imported = rf"from {package}(\.{module} import| import .*\b{module}\b)"
-    return 1 if re.search(imported, Path(test).read_text(encoding="utf-8")) else 2
+    if re.search(imported, Path(test).read_text(encoding="utf-8")):
+        return 0 if alike else 1
+    return 2 if alike else 3
 
 
 class _Plugin:

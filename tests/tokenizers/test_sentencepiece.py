@@ -144,6 +144,20 @@ def test_the_exported_bin_gives_the_same_ids_as_the_model(
     assert exported.decode(exported.encode(TEXT)).decode() == TEXT
 
 
+def test_examples_are_the_longest_pieces_and_lines_of_them(sentencepiece_model: Any) -> None:
+    """Each piece alone, then again in one of ten lines; with the library's ids."""
+    import sentencepiece
+
+    model = _loaded(sentencepiece, sentencepiece_model)
+    vocabulary = to_vocabulary(model)
+    found = [text for text, _ in vocabulary.examples]
+    alone, lines = found[:-10], found[-10:]
+    assert len(alone) > 50
+    assert sorted(" ".join(lines).split(" ")) == sorted(" ".join(alone).split(" "))
+    assert {len(line.split(" ")) for line in lines} <= {len(alone) // 10, -(-len(alone) // 10)}
+    assert all(ids == list(model.encode(text)) for text, ids in vocabulary.examples)
+
+
 def test_a_unigram_model_is_refused(tmp_path: Any) -> None:
     """Its scores do not order merges, so encoding would be wrong."""
     from pyllm2.errors import FileError
