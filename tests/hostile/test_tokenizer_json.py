@@ -32,6 +32,7 @@ def with_token(token: str, i: Any) -> str:
     return with_model("vocab", json.loads(VALID)["model"]["vocab"] | {token: i})
 
 
+METASPACE = {"type": "Metaspace", "replacement": "_", "prepend_scheme": "first"}
 BOMB = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}
 CASES = {
     "deep": ('{"model": ' + "[" * 100_000, "not JSON that can be read: nested too deeply"),
@@ -59,6 +60,18 @@ CASES = {
     "post-processor": (
         with_part("post_processor", {"type": "BertProcessing"}),
         "post_processor.type = 'BertProcessing': not supported",
+    ),
+    "space": (
+        with_part("pre_tokenizer", METASPACE | {"replacement": "__"}),
+        "pre_tokenizer.replacement = '__': expected one character",
+    ),
+    "scheme": (
+        with_part("pre_tokenizer", METASPACE | {"prepend_scheme": "last"}),
+        "pre_tokenizer.prepend_scheme = 'last': not supported",
+    ),
+    "decoder": (
+        with_part("decoder", METASPACE | {"replacement": ""}),
+        "decoder.replacement = '': expected one character",
     ),
     "added-token": (with_part("added_tokens", [5]), "added_tokens[0] = 5: expected an object"),
 }

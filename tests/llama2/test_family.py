@@ -123,6 +123,19 @@ def test_activation_floats_bounds_what_a_forward_keeps(data: st.DataObject) -> N
     assert kept <= family.activation_floats(model.config, B, T) <= kept + B * T * (width + 99)
 
 
+def test_a_larger_vocabulary_adds_logits_and_probabilities() -> None:
+    """To what is kept, and as much to `activation_floats`."""
+    tokens = np.array([[1, 5, 12], [5, 0, 2]])
+    found = []
+    for V in (20, 120):
+        config = dataclasses.replace(CONFIG, vocab_size=V)
+        model = family.build(config, strategies.random_parameters(config, 1), engine_of("numpy"))
+        acts = model.forward(tokens, tokens)
+        kept = acts.logits.size + acts.probs.size
+        found.append(family.activation_floats(config, *tokens.shape) - kept)
+    assert found[0] == found[1]
+
+
 def test_the_decoder_shares_the_parameters() -> None:
     """They share memory, so that a later update changes the decoder."""
     model = family.build(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pyllm2.errors import TokenizerError
@@ -189,7 +189,8 @@ def test_a_long_text_is_encoded_as_the_library_does(separator: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("block", [8, 2**18])
-@given(data=st.lists(st.sampled_from(parts), max_size=9).map(b"".join))
+@given(data=texts)
+@example(data=b"\x80" * 6)
 def test_units_in_arrays_are_those_one_by_one(block: int, data: bytes) -> None:
     """Also of stray bytes, of which four and the two behind them are pieces."""
     t = SentencePieceTokenizer([*SPECIALS, b"a", b"\x80" * 4, b"\x80" * 2], [0.0] * 262)
