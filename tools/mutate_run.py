@@ -243,7 +243,8 @@ class _Plugin:
         no_shrinking(10 if self.stage.interpreted else 25)
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        """First the files that are about the changed one; of them, what mentions the function.
+        """First the files that are about the changed one; before the others, what mentions the
+        function.
 
         Then in the order of `what`: tests/conftest.py has sorted the slow files to the front.
         """
@@ -257,8 +258,8 @@ class _Plugin:
         def distance(item: Any) -> tuple[int, int, int]:
             file = item.nodeid.partition("::")[0]
             found = (n for n, word in enumerate(words) if word.search(text(item)))
-            far = remoteness(file, self.stage.changed)
-            return far, next(found, len(words)), files.get(file, len(files))
+            far, word = remoteness(file, self.stage.changed), next(found, len(words))
+            return min(far, 1) if word == 0 else far, word, files.get(file, len(files))
 
         items[:] = [item for item in items if item.nodeid not in self.stage.without]
         if self.stage.interpreted:

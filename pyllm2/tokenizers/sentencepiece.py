@@ -324,7 +324,7 @@ class SentencePieceTokenizer:
         while start < len(data):
             part = data[start : start + _BLOCK]
             if start + _BLOCK < len(data):  # up to the last character that begins in it
-                part = part[: len(part.rstrip(_CONTINUATION)) - 1] or part
+                part = part[: max(0, len(part.rstrip(_CONTINUATION)) - 1)] or part
             begins = first[start : start + len(part)]
             array = np.frombuffer(part, dtype=np.uint8)
             ids, counts = unit_ids(array, begins, self._id_of.get, byte_ids)
