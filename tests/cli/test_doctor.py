@@ -154,9 +154,12 @@ def test_faults_of_a_folder_are_named(hf: Path, damage: Any, code: int, words: s
 def test_a_part_of_a_folder_points_to_it(hf: Path) -> None:
     """Weights alone cannot be run; elsewhere their config is missing."""
     (hf / "alone.safetensors").write_bytes((hf / "hf" / "model.safetensors").read_bytes())
-    code, found = examined(hf, "hf/model.safetensors", "alone.safetensors", "hf/tokenizer.json")
+    (hf / "unnamed").write_bytes((hf / "alone.safetensors").read_bytes())  # known by its head
+    files = "hf/model.safetensors", "alone.safetensors", "hf/tokenizer.json", "unnamed"
+    code, found = examined(hf, *files)
     assert code == 3
-    assert [one["code"] for one in found] == [0, 3, 0]
+    assert [one["code"] for one in found] == [0, 3, 0, 3]
+    assert found[3]["lines"] == found[1]["lines"]
     assert found[0]["command"].startswith("pyllm2 doctor ")
     assert "config.json or params.json is not beside it" in found[1]["lines"][-1]
     assert found[2]["kind"] == "a tokenizer"

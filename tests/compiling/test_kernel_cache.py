@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("numba", reason="needs numba")
@@ -225,3 +226,22 @@ def test_a_kernel_from_disk_does_not_load_what_compiling_needs(tmp_path: Path) -
     for file in tmp_path.rglob("*swiglu*"):
         file.unlink()
     assert found() == "[True, True] True"
+
+
+def test_kernels_get_contiguous_arrays_and_wide_indices() -> None:
+    """Every argument filled in by name; what is no array, and bytes, as they are."""
+    seen = []
+
+    def function(a: object, b: object, n: int = 3, other: object = None) -> None: ...
+
+    call = numba_build.with_one_signature(lambda *a, **named: seen.append((a, named)), function)
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    call(x.T, x[:, ::2], other=np.arange(3, dtype=np.int32)[::2])
+    call(b"s", np.zeros(2, np.uint8), 5)
+    (first, named), ((text, raw, n), rest) = seen
+    for found, expected in zip(first, (x.T, x[:, ::2]), strict=True):
+        assert found.flags.c_contiguous
+        np.testing.assert_array_equal(found, expected)
+    assert (named["n"], named["other"].dtype, named["other"].tolist()) == (3, np.int64, [0, 2])
+    assert named["other"].flags.c_contiguous
+    assert (text, raw.dtype, n, rest) == (b"s", np.uint8, 5, {"other": None})

@@ -121,6 +121,21 @@ def test_a_chat_template_cannot_choose_where_it_is_written(tmp_path: Path, name:
     assert not list(tmp_path.iterdir())
 
 
+def test_chat_templates_by_name_go_with_a_folder(tmp_path: Path) -> None:
+    """The default beside the weights, others in a folder of their own, which is made."""
+    sources = {"default": "a", "tool_use": "b", "rag": "c\ud800"}
+    export(stories.MODEL, tmp_path / "out", "hf", template=ChatTemplate(sources, "x", {}))
+    found = {
+        path.relative_to(tmp_path / "out").as_posix(): path.read_bytes()
+        for path in (tmp_path / "out").rglob("*.jinja")
+    }
+    assert found == {
+        "chat_template.jinja": b"a",
+        "additional_chat_templates/tool_use.jinja": b"b",
+        "additional_chat_templates/rag.jinja": b"c\xed\xa0\x80",
+    }
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_checkpoint_of_llama2c_goes_through_every_format(tmp_path: Path, shared: bool) -> None:
     config = Llama2Config(32, 48, 2, 4, 2, 40, 16)
