@@ -73,6 +73,7 @@ def convert(options: argparse.Namespace, to: str) -> int:
         check_folder(options.target, *inputs, force=options.force)
     else:
         check_output(options.target, *inputs, force=options.force)
+    target = os.path.realpath(options.target)  # /proc/self/fd/1 names another file afterwards
     found = export(
         options.source,
         options.target,
@@ -90,7 +91,7 @@ def convert(options: argparse.Namespace, to: str) -> int:
     groups = f", groups of {size}" if size else ""
     if size and size != options.group_size:
         groups += f" ({options.group_size} does not divide the widths)"
-    nbytes = f", {os.path.getsize(options.target)} bytes" if os.path.isfile(options.target) else ""
+    nbytes = f", {os.path.getsize(target)} bytes" if os.path.isfile(target) else ""
     say(f"{options.target}: {to}{groups}{nbytes}")
     return size
 

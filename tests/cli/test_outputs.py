@@ -38,6 +38,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_the_size_of_a_redirected_output_is_told(folder: Path) -> None:
+    """/proc/self/fd/N is a link whose file is replaced: it then names the old one."""
+    with (folder / "out.bin").open("wb") as file:
+        argv = ["quantize", "m.bin", f"/proc/self/fd/{file.fileno()}", "--group-size", "4"]
+        outcome = in_process(argv, folder)
+    assert outcome.code == 0, outcome.err
+    size = (folder / "out.bin").stat().st_size
+    assert f"groups of 4, {size} bytes\n".encode() in outcome.err
+
+
 @pytest.fixture(params=WRITERS)
 def argv(request: pytest.FixtureRequest) -> list[str]:
     """The command line of a writer that can run here."""
