@@ -29,7 +29,6 @@ from pyllm2.inference.load import load
 from pyllm2.llama2.checkpoint import save_parameters
 from pyllm2.llama2.initial import SHAPES, random_weights
 from pyllm2.llama2.model import Llama2
-from pyllm2.parameters import Quantized
 from pyllm2.tokenizers.sentencepiece import FIRST_BYTE, N_BYTES
 from pyllm2.training.plot import require_plot, save_figure
 
@@ -166,7 +165,7 @@ def run(
         for repeat in range(repeats):
             say(f"repeat {repeat + 1} of {repeats}")
             bandwidth.values.append(read_bandwidth())
-            if not any(isinstance(array, Quantized) for array in arrays.values()):
+            if all(isinstance(array, np.ndarray) for array in arrays.values()):
                 seconds = _products_seconds(arrays, prompt_tokens)
                 products.values.append(prompt_tokens / seconds)
             for result in results:
@@ -292,6 +291,7 @@ def write_random(shape: str, path: str, seed: int = 0) -> None:
     weights = random_weights(config, shared_classifier=True, seed=seed)
     # A small BOS embedding gives BOS a small logit: a greedy program never draws it and so never
     # ends early. The norm of the first layer compensates where BOS is the input.
+    assert isinstance(weights.token_embedding, np.ndarray)
     weights.token_embedding[1] *= 1e-3
     tensors = {name: a for name, a in vars(weights).items() if a is not None}
     save_parameters(path, config, tensors)

@@ -1,8 +1,8 @@
-"""Containers of weights: arrays in one flat buffer, arrays still in a file, matrices in int8."""
+"""Containers of weights: one flat buffer, arrays still in a file, matrices in int8 or in blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
 
 
 class Parameters(Mapping[str, Array]):
@@ -88,6 +89,94 @@ class Quantized:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """A matrix in blocks of GGUF, as they are in a file: numbers are expanded where they are used.
+
+    rows: (OC, bytes of a row)   kind: the id of the block type, see `formats.gguf_blocks`
+    """
+
+    rows: Bytes
+    kind: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes
+
+
+@dataclass(frozen=True)
+class PackedLayers:
+    """A stack of one matrix per layer, each in blocks of GGUF of its own kind, or float32.
+
+    data: (bytes,) the matrices one after the other, each from the start of a cache line
+    starts: (L,) int64, the byte of `data` where a matrix begins
+    kinds: (L,) int32, as of `Packed`; 0: float32
+    shape: (L, OC, C)
+    """
+
+    data: Bytes
+    starts: NDArray[np.int64]
+    kinds: NDArray[np.int32]
+    row_bytes: tuple[int, ...]  # of each layer
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def empty(cls, kinds: Sequence[int], row_bytes: Sequence[int], OC: int, C: int) -> PackedLayers:
+        """Memory for matrices that are written into `rows` of each layer."""
+        sizes = [-(-OC * row // 64) * 64 for row in row_bytes]
+        starts = np.cumsum([0, *sizes[:-1]], dtype=np.int64)
+        memory = np.empty(sum(sizes) + 128, np.uint8)  # vectors may be read beyond the end
+        first = -memory.__array_interface__["data"][0] % 64
+        data, shape = memory[first : first + sum(sizes) + 64], (len(sizes), OC, C)
+        return cls(data, starts, np.array(kinds, np.int32), tuple(row_bytes), shape)
+
+    @classmethod
+    def of(cls, matrices: Sequence[Array | Packed], C: int) -> PackedLayers:
+        """A stack of copies of some matrices."""
+        kinds = [m.kind if isinstance(m, Packed) else 0 for m in matrices]
+        rows = [m.rows if isinstance(m, Packed) else _bytes_of(m) for m in matrices]
+        stack = cls.empty(kinds, [r.shape[1] for r in rows], len(rows[0]), C)
+        for layer, r in enumerate(rows):
+            stack.rows(layer)[...] = r
+        return stack
+
+    def rows(self, layer: int) -> Bytes:
+        """The bytes of a layer's matrix, (OC, bytes of a row), a view."""
+        start, OC, row = int(self.starts[layer]), self.shape[1], self.row_bytes[layer]
+        return self.data[start : start + OC * row].reshape(OC, row)
+
+    def __getitem__(self, layer: int) -> Array | Packed:
+        """The matrix of one layer."""
+        kind, rows = int(self.kinds[layer]), self.rows(layer)
+        return Packed(rows, kind) if kind else rows.view(np.float32)
+
+    def part(self, first: int, end: int) -> PackedLayers:
+        """The stack of some of the layers; `data` is the same."""
+        starts, kinds, rows = self.starts[first:end], self.kinds[first:end], self.row_bytes
+        shape = len(kinds), *self.shape[1:]
+        return PackedLayers(self.data, starts, kinds, rows[first:end], shape)
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    @property
+    def nbytes(self) -> int:
+        return self.shape[1] * sum(self.row_bytes)
+
+
+def _bytes_of(matrix: Array) -> Bytes:
+    return np.ascontiguousarray(matrix, np.float32).view(np.uint8)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A matrix that is in blocks of GGUF in its file. read: -> (OC, row_bytes) uint8"""
+
+    kind: int
+    row_bytes: int
+    read: Callable[[], Bytes]
+
+
+@dataclass(frozen=True)
 class Streamed:
     """A model whose arrays stay in a file until they are asked for, one layer of one at a time.
 
@@ -96,6 +185,7 @@ class Streamed:
     shapes: of every array, with all of its layers, by the names of `config.shapes()`
     read: (name, layer) -> that layer's slice, float32; layer is 0 for an array without layers
     dtype: (name, layer) -> F32, F16 or BF16: the narrowest of these that holds the slice exactly
+    blocks: (name, layer) -> the slice in blocks; None: it has none, or none to multiply with
     """
 
     path: str
@@ -103,6 +193,7 @@ class Streamed:
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str, int], Array]
     dtype: Callable[[str, int], str] = lambda name, layer: "F32"
+    blocks: Callable[[str, int], Blocks | None] = lambda name, layer: None
 
 
 def slices(

@@ -217,12 +217,12 @@ static llama2_matrix matrices(const checkpoint *model, array a, int64_t start, f
 {
     const tensors t = array_tensors(a, &model->config);
     if (!t.is_int8) {
-        return (llama2_matrix){floats_at(model, start), NULL, NULL, t.n};
+        return (llama2_matrix){.floats = floats_at(model, start), .stride = t.n};
     }
     const int64_t groups = t.n / model->config.group_size;
     const int64_t stride = tensor_bytes(t, &model->config);
     const unsigned char *at = model->bytes + start;
-    const llama2_matrix all = {NULL, (const int8_t *)at, *aligned, stride};
+    const llama2_matrix all = {.values = (const int8_t *)at, .scales = *aligned, .stride = stride};
     for (int64_t l = 0; l < t.count; l++) {
         float *scales = *aligned + l * groups;
         memcpy(scales, at + l * stride + t.n, (size_t)groups * sizeof(float));

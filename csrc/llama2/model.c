@@ -89,12 +89,30 @@ static void product(float *out, const operand *in, const llama2_matrix *w, const
                     int64_t l, int64_t OC)
 {
     const int64_t T = in->T, C = in->C, GS = in->GS;
-    if (GS > 0) {
+    const float *bias = b != NULL ? b + l * OC : NULL;
+    if (w->blocks != NULL && w->kinds[l] != 0) {
+        llama2_matmul_packed(out, in->x, w->blocks + w->starts[l], w->kinds[l], bias, T, C, OC);
+    } else if (w->blocks != NULL) {
+        const void *layer = w->blocks + w->starts[l];
+        llama2_matmul(out, in->x, layer, bias, T, C, OC);
+    } else if (GS > 0) {
         llama2_matmul_q8(out, in->values, in->scales, w->values + l * w->stride,
                          w->scales + l * (OC * C / GS), T, C, OC, GS);
     } else {
-        const float *bias = b != NULL ? b + l * OC : NULL;
         llama2_matmul(out, in->x, w->floats + l * w->stride, bias, T, C, OC);
+    }
+}
+
+static void embed(float *out, const int32_t *tokens, const llama2_weights *w, int64_t T, int64_t C)
+{
+    if (w->token_embedding != NULL) {
+        llama2_embedding(out, tokens, w->token_embedding, T, C);
+        return;
+    }
+    const int32_t kind = w->embedding_kind;
+    for (int64_t t = 0; t < T; t++) {
+        const uint8_t *row = w->packed_embedding + tokens[t] * llama2_packed_bytes(kind, C);
+        llama2_dequantize_packed(out + t * C, row, kind, 1, C);
     }
 }
 
@@ -111,7 +129,7 @@ void llama2_forward(float *logits, llama2_state *state, llama2_cache *cache,
     llama2_state *s = state;
     const llama2_weights *w = weights;
 
-    llama2_embedding(s->x, tokens, w->token_embedding, T, C);
+    embed(s->x, tokens, w, T, C);
 
     for (int64_t l = 0; l < L; l++) {
         float *keys = cache->keys + l * S * KV;      /* (S, KV), rows below pos are filled */

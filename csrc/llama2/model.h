@@ -23,16 +23,22 @@ typedef struct {
     const int32_t *windows;     /* (L,), see llama2_attention; NULL in llama2.c */
 } llama2_config;
 
-/* The matrices (OC, C) of all layers, or a single one: float32, or int8 with OC * C / GS scales. */
+/* The matrices (OC, C) of all layers, or a single one: float32, int8 with OC * C / GS scales, or
+ * blocks of GGUF, of a kind of its own for each layer. */
 typedef struct {
     const float *floats;   /* (L, OC, C), or NULL */
     const int8_t *values;  /* (L, OC, C), or NULL */
     const float *scales;   /* (L, OC * C / GS), contiguous */
     int64_t stride;        /* from one layer to the next, in floats or values; at least OC * C */
+    const uint8_t *blocks; /* of all layers, or NULL */
+    const int64_t *starts; /* (L,) byte of blocks where a layer begins, a multiple of 4 */
+    const int32_t *kinds;  /* (L,) as of llama2_matmul_packed; 0: float32 */
 } llama2_matrix;
 
 typedef struct {
-    const float *token_embedding;  /* (V, C) */
+    const float *token_embedding;  /* (V, C), or NULL */
+    const uint8_t *packed_embedding;  /* (V, C) in blocks of one kind, if the other is NULL */
+    int32_t embedding_kind;
     const float *attention_norm;   /* (L, C) */
     llama2_matrix wq;              /* (L, Q, C); every matrix is (out, in) */
     llama2_matrix wk;              /* (L, KV, C) */

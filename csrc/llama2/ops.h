@@ -115,6 +115,9 @@ void llama2_matmul_q8(float *out, const int8_t *x, const float *x_scales,
 /* Numbers in so many bytes; 0 for a kind that is not here, or a part of a block. */
 int64_t llama2_packed_numbers(int32_t kind, int64_t bytes);
 
+/* Bytes of so many numbers, whole blocks. */
+int64_t llama2_packed_bytes(int32_t kind, int64_t numbers);
+
 /* w: (OC, bytes of a row)  ->  (OC, C) */
 void llama2_dequantize_packed(float *out, const uint8_t *w, int32_t kind, int64_t OC, int64_t C);
 

@@ -191,6 +191,12 @@ def add_loading(parser: Any) -> None:
         "--mmap", action="store_true", help="map the weights into memory instead of reading them"
     )
     parser.add_argument(
+        "--unpack",
+        action="store_true",
+        default=None,
+        help="expand quantised weights of GGUF to float32",
+    )
+    parser.add_argument(
         "--context",
         type=numbers.positive,
         metavar="N",
@@ -217,7 +223,7 @@ def add_sampling(parser: Any) -> None:
         "--seed",
         type=numbers.seed,
         metavar="N",
-        help="random seed, 0 to 2^64 - 1 (default: a new one, printed on stderr)",
+        help="random seed, 0 to 2^64 - 1 (default: a new one)",
     )
 
 

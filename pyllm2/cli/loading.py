@@ -31,6 +31,7 @@ def open_model(
         options.mmap,
         threads=options.threads,
         download=options.download,
+        unpack=options.unpack,
     )
 
 

@@ -112,6 +112,19 @@ class Gguf:
                 at = start + tensor.kind.size(done)
                 tensor.kind.expand(source.read_range(at, tensor.kind.size(piece.size)), piece)
 
+    def blocks(self, name: str) -> NDArray[np.uint8]:
+        """The rows of a tensor as they are in the file: (rows, bytes of a row).
+
+        Raises what `read_into` raises.
+        """
+        tensor = self._tensor(name)
+        with open_source(tensor.path) as source:
+            return source.read_range(tensor.start, tensor.nbytes).reshape(tensor.shape[0], -1)
+
+    def kind(self, name: str) -> BlockType:
+        """The number format of a tensor. Raises FormatError if there is no such tensor."""
+        return self._tensor(name).kind
+
     def _tensor(self, name: str) -> Tensor:
         if name not in self.tensors:
             raise FormatError(self.path, f"tensor {name!r} is missing")

@@ -60,13 +60,14 @@ class Container:
     tokenizer: Callable[[], Tokenizer | None] = lambda: None
     end_ids: tuple[int, ...] | None = None
 
-    def model(self, engine: Engine) -> Decoder:
-        """The model. Raises NotEnoughMemoryError before anything is read, FileError."""
-        read, config = self.streamed.read, self.streamed.config
+    def model(self, engine: Engine, unpack: bool = False) -> Decoder:
+        """The model; of a Llama-2 with matrices in blocks as they are in the file, unless `unpack`.
+
+        Raises NotEnoughMemoryError before anything is read, FileError.
+        """
         if self.family == "gpt2":
-            return gpt2_imported.build(config, engine, read)
-        shared = "classifier" not in self.streamed.shapes
-        return llama2_imported.build(config, engine, read, shared)
+            return gpt2_imported.build(self.streamed.config, engine, self.streamed.read)
+        return llama2_imported.build(self.streamed, engine, unpack)
 
 
 def open_container(path: str | os.PathLike[str]) -> Container:

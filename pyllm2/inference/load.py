@@ -27,6 +27,7 @@ def load(
     lenient: bool = False,
     threads: int | None = None,
     download: bool = False,
+    unpack: bool | None = None,
 ) -> LanguageModel:
     """Open a model: a folder of Hugging Face or Meta, or a file, whose content tells what it is:
     GGUF, or a checkpoint of llama2.c (Llama-2) or llm.c (GPT-2).
@@ -46,6 +47,9 @@ def load(
     llama2.c's files.
     threads: see `pyllm2.backends.ops`.
     download: fetch a model by its name `org/model` from the internet if the cache has it not.
+    unpack: expand the quantised matrices of a Llama-2 in GGUF to float32, once, while they are read
+    (False: they stay as they are in the file and are expanded where they are used. None: only the
+    backend `numba` expands them, because it has no fused products yet).
 
     Raises FileError or FormatError naming the file, the field, what was found and expected;
     BackendError.
@@ -53,7 +57,7 @@ def load(
     if path is None:
         path, tokenizer = stories.MODEL, tokenizer or stories.TOKENIZER
     path = hub.folder_of(path, download)
-    return _load(path, None, tokenizer, backend, memory_map, lenient, threads)
+    return _load(path, None, tokenizer, backend, memory_map, lenient, threads, unpack)
 
 
 def load_llama2(
@@ -63,9 +67,10 @@ def load_llama2(
     memory_map: bool = False,
     lenient: bool = False,
     threads: int | None = None,
+    unpack: bool | None = None,
 ) -> LanguageModel:
     """`load` for Llama-2 only: a file of another kind is refused."""
-    return _load(path, "llama2", tokenizer, backend, memory_map, lenient, threads)
+    return _load(path, "llama2", tokenizer, backend, memory_map, lenient, threads, unpack)
 
 
 def _load(
@@ -76,6 +81,7 @@ def _load(
     memory_map: bool,
     lenient: bool,
     threads: int | None,
+    unpack: bool | None,
 ) -> LanguageModel:
     """Open the file, recognise its family, read the model; then open the tokenizer."""
     name, path = backend or backends.default(), os.fsdecode(path)
@@ -98,7 +104,9 @@ def _load(
         if tokenizer is None or callable(tokenizer):
             own = container.tokenizer()
             own = own and fitted(own, container.streamed.config.vocab_size, printable(path))
-        model = container.model(engine_of(container.family))
+        model = container.model(
+            engine_of(container.family), name == "numba" if unpack is None else unpack
+        )
     for note in notes:
         warnings.warn(note, PyLLM2Warning, stacklevel=3)
     if own is not None:
@@ -113,7 +121,7 @@ def _load(
         raise TokenizerError(f"tokenizer: expected a path, a name or a tokenizer, found {found}")
     elif tokenizer is not None:
         tokenizer = fitted(tokenizer, V, asked_by)
-    again = os.path.abspath(path), family, tokenizer, name, memory_map, lenient, threads
+    again = os.path.abspath(path), family, tokenizer, name, memory_map, lenient, threads, unpack
     return LanguageModel(model, tokenizer, name, path, (_load_again, again), end_ids)
 
 

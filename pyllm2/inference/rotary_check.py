@@ -63,7 +63,7 @@ def measure(container: Container) -> Measured:
         if len(ids) < 16:
             return Measured()
         memory.require(8 * config.parameters(), "the model and a copy of wq and wk", "")
-        model: Any = container.model(backends.engine("numpy"))
+        model: Any = container.model(backends.engine("numpy"), unpack=True)
     except NotEnoughMemoryError:
         return Measured("order of queries and keys: not measured, the model does not fit in memory")
     except PyLLM2Error as error:

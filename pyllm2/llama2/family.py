@@ -54,7 +54,7 @@ def trainable(model: Llama2) -> TrainableLlama2:
         raise ValueError("has a classifier of its own: loss and gradients need a shared one")
     for name, value in model.config.beyond_run_c.items():
         raise ValueError(f"has {name} = {value}: loss and gradients are those of run.c's model")
-    params = empty_parameters(model.config)
+    params, weights = empty_parameters(model.config), model.unpacked().weights
     for name, array in params.items():
-        array[...] = getattr(model.weights, name)
+        array[...] = getattr(weights, name)
     return TrainableLlama2(model.config, params, model.engine)

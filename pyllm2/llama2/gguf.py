@@ -11,13 +11,13 @@ import numpy as np
 
 from pyllm2.errors import ConfigError, FormatError
 from pyllm2.formats.gguf import Gguf
-from pyllm2.formats.gguf_blocks import BY_NAME
+from pyllm2.formats.gguf_blocks import BY_NAME, PACKED
 from pyllm2.formats.gguf_writer import NewTensor, kind_for, write_model
 from pyllm2.llama2.config import Llama2Config
 from pyllm2.llama2.imported import WITHOUT_LAYERS, rotated_heads
 from pyllm2.llama2.rope_scaling import RopeScaling, frequencies, yarn_attention_factor
 from pyllm2.llama2.rotary_order import half_split, interleaved
-from pyllm2.parameters import Array, Streamed, slices
+from pyllm2.parameters import Array, Blocks, Bytes, Streamed, slices
 
 Shape = tuple[int, ...]
 
@@ -77,7 +77,7 @@ _NEUTRAL: dict[str, float] = {
 
 
 def stream(gguf: Gguf) -> tuple[Streamed, list[str]]:
-    """The model, float32 whatever the formats of its tensors, and warnings.
+    """The model, float32 whatever the formats of its tensors, or in blocks, and warnings.
 
     Raises FileError or FormatError: which entry or tensor, what was found and expected.
     """
@@ -94,7 +94,19 @@ def stream(gguf: Gguf) -> tuple[Streamed, list[str]]:
     def dtype(name: str, layer: int) -> str:
         return gguf.dtype(NAMES[name].format(layer))
 
-    return Streamed(gguf.path, config, shapes, read, dtype), notes
+    def blocks(name: str, layer: int) -> Blocks | None:
+        tensor = NAMES[name].format(layer)
+        kind, shape = gguf.kind(tensor), tensors[name, layer]
+        if kind.id not in PACKED or len(shape) != 2:
+            return None
+
+        def rows() -> Bytes:
+            found = gguf.blocks(tensor)
+            return interleaved(found, heads[name]) if name in heads else found
+
+        return Blocks(kind.id, kind.size(shape[1]), rows)
+
+    return Streamed(gguf.path, config, shapes, read, dtype, blocks), notes
 
 
 def read_config(gguf: Gguf) -> tuple[Llama2Config, list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 import numpy as np
@@ -11,38 +11,57 @@ from pyllm2 import memory
 from pyllm2.backends import Engine
 from pyllm2.llama2.config import Llama2Config
 from pyllm2.llama2.model import Llama2, Weights
-from pyllm2.parameters import Array
+from pyllm2.parameters import Blocks, Packed, PackedLayers, Streamed
 
 # The others have a slice per layer.
 WITHOUT_LAYERS = ("token_embedding", "final_norm", "classifier")
 
 
-def build(
-    config: Llama2Config,
-    engine: Engine,
-    read: Callable[[str, int], Array],
-    shared_classifier: bool,
-) -> Llama2:
-    """The model whose tensors `read(name, layer)` gives, float32, in the order of `Weights`.
+def build(source: Streamed, engine: Engine, unpack: bool = False) -> Llama2:
+    """The model of a file, its tensors read in the order of `Weights`.
 
-    name: of a field of `Weights`   layer: 0 if the array has no layers   ->   that layer's slice
+    Matrices that are in blocks stay so, unless `unpack`; everything else becomes float32. Needs the
+    memory of the weights and of the largest tensor.
 
-    Needs the memory of the float32 weights and of the largest tensor.
-
-    Raises NotEnoughMemoryError before anything is read, and what `read` raises.
+    Raises NotEnoughMemoryError before anything is read, and what `source.read` raises.
     """
-    memory.require(
-        4 * config.parameters(shared_classifier), "the parameters", "use a smaller model"
-    )
+    config = source.config
+
+    def blocks(name: str) -> list[Blocks | None]:
+        layers = 1 if name in WITHOUT_LAYERS else config.n_layers
+        return [None if unpack else source.blocks(name, layer) for layer in range(layers)]
+
+    found = {name: blocks(name) for name in source.shapes}
+    nbytes = sum(_nbytes(source.shapes[name], found[name]) for name in found)
+    memory.require(nbytes, "the parameters", "use a smaller model")
     arrays: dict[str, Any] = {}
-    for name, shape in config.shapes(shared_classifier).items():
+    for name, shape in source.shapes.items():
+        first = found[name][0]
         if name in WITHOUT_LAYERS:
-            arrays[name] = read(name, 0)
+            arrays[name] = Packed(first.read(), first.kind) if first else source.read(name, 0)
+        elif any(found[name]):
+            arrays[name] = _packed_layers(source, name, found[name])
         else:
             arrays[name] = np.empty(shape, np.float32)
             for layer in range(config.n_layers):
-                arrays[name][layer] = read(name, layer)
+                arrays[name][layer] = source.read(name, layer)
     return Llama2(config, Weights(**arrays), engine)
+
+
+def _nbytes(shape: tuple[int, ...], layers: list[Blocks | None]) -> int:
+    """Bytes of an array in memory."""
+    floats = 4 * math.prod(shape) // len(layers)
+    return sum(shape[-2] * b.row_bytes if b else floats for b in layers)
+
+
+def _packed_layers(source: Streamed, name: str, layers: list[Blocks | None]) -> PackedLayers:
+    _, OC, C = source.shapes[name]
+    kinds, sizes = zip(*((b.kind, b.row_bytes) if b else (0, 4 * C) for b in layers), strict=True)
+    stack = PackedLayers.empty(kinds, sizes, OC, C)
+    for layer, b in enumerate(layers):
+        rows = b.read() if b else source.read(name, layer).view(np.uint8)
+        stack.rows(layer)[...] = rows
+    return stack
 
 
 def rotated_heads(config: Llama2Config) -> dict[str, int]:

@@ -8,7 +8,7 @@ then the final norm and the classifier.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,31 +17,34 @@ from numpy.typing import NDArray
 from pyllm2.backends import Engine
 from pyllm2.errors import ConfigError
 from pyllm2.llama2.config import Llama2Config
+from pyllm2.llama2.ops import dequantize_packed
 from pyllm2.llama2.rope_scaling import table_arguments
-from pyllm2.parameters import Quantized
+from pyllm2.parameters import Packed, PackedLayers, Quantized
 
 Array = NDArray[np.float32]
-Matrix = NDArray[np.float32] | Quantized
+Matrix = NDArray[np.float32] | Quantized | Packed
+Stack = NDArray[np.float32] | Quantized | PackedLayers
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Every learned array, one slice a layer. Matrix are (out, in), float32 or int8 in groups.
+    """Every learned array, one slice a layer. Matrices are (out, in): float32, int8 or in blocks.
 
-    Of a quantised model the norms and the embedding are float32 all the same (the embedding is
-    expanded once), and the classifier is a matrix of its own, int8.
+    Of an int8 model the norms and the embedding are float32 all the same (the embedding is expanded
+    once), and the classifier is a matrix of its own, int8. Of a model in blocks of GGUF every
+    matrix may be of another kind, and some may be float32.
     """
 
-    token_embedding: Array  # (V, C)
+    token_embedding: Array | Packed  # (V, C)
     attention_norm: Array  # (L, C)
-    wq: Matrix  # (L, NH·hs, C)
-    wk: Matrix  # (L, NKV·hs, C)
-    wv: Matrix  # (L, NKV·hs, C)
-    wo: Matrix  # (L, C, NH·hs)
+    wq: Stack  # (L, NH·hs, C)
+    wk: Stack  # (L, NKV·hs, C)
+    wv: Stack  # (L, NKV·hs, C)
+    wo: Stack  # (L, C, NH·hs)
     ffn_norm: Array  # (L, C)
-    w1: Matrix  # (L, F, C)   gate
-    w2: Matrix  # (L, C, F)   down
-    w3: Matrix  # (L, F, C)   up
+    w1: Stack  # (L, F, C)   gate
+    w2: Stack  # (L, C, F)   down
+    w3: Stack  # (L, F, C)   up
     final_norm: Array  # (C,)
     classifier: Matrix | None = None  # (V, C); None: shared with token_embedding
     # What llama2.c does not have: biases of the products with wq, wk, …, and norms of each head.
@@ -107,6 +110,9 @@ class Llama2:
     def __init__(self, config: Llama2Config, weights: Weights, engine: Engine) -> None:
         self.config, self.weights = config, weights
         self.engine, self.ops = engine, engine.ops
+        held = vars(weights).values()
+        in_blocks = any(isinstance(array, Packed | PackedLayers) for array in held)
+        self._composed = in_blocks and engine.name == "numba"  # whose pass has no such products
         if isinstance(weights.wq, Quantized):
             for name, value in config.beyond_run_c.items():
                 raise ConfigError(name, value, "int8 models have what runq.c has, and no more")
@@ -114,6 +120,23 @@ class Llama2:
     def with_ops(self, ops: Any) -> Llama2:
         """The same model, with every pass composed of these ops."""
         return Llama2(self.config, self.weights, Engine(ops))
+
+    def unpacked(self) -> Llama2:
+        """The same model with float32 in place of blocks; itself if it has none."""
+        held = vars(self.weights)
+        changed: dict[str, Any] = {}
+        for name, array in held.items():
+            if isinstance(array, Packed):
+                changed[name] = dequantize_packed(array.rows, array.kind)
+            elif isinstance(array, PackedLayers):
+                changed[name] = np.empty(array.shape, np.float32)
+                for layer, out in enumerate(changed[name]):
+                    matrix = array[layer]
+                    if isinstance(matrix, Packed):
+                        matrix = dequantize_packed(matrix.rows, matrix.kind)
+                    out[...] = matrix
+        weights = replace(self.weights, **changed) if changed else self.weights
+        return Llama2(self.config, weights, self.engine)
 
     def cache_nbytes(self, positions: int) -> int:
         """Bytes that `new_cache` allocates, temporaries of the tables included."""
@@ -132,15 +155,24 @@ class Llama2:
         ->   logits after each token, (T, V); with `last_only` after the last one, (1, V)
         """
         cache.prepare(pos, pos + len(tokens))
-        if self.engine.forward is not None:
+        if self.engine.forward is not None and not self._composed:
             return self.engine.forward(self, tokens, pos, cache, last_only)
         ops = self.ops
         with np.errstate(all="ignore"):  # non-finite logits are for the caller to find
-            x = ops.embedding(tokens, self.weights.token_embedding)  # (T, C)
+            x = self.embed(tokens)
             for layer in range(self.config.n_layers):
                 x = ops.residual(x, self.attention_block(x, layer, pos, cache))
                 x = ops.residual(x, self.ffn_block(x, layer))
             return self.classify(x[-1:] if last_only else x)
+
+    def embed(self, tokens: NDArray[np.integer]) -> Array:
+        """The row of each token, expanded if the embedding is in blocks. (T,)   ->   (T, C)"""
+        table = self.weights.token_embedding
+        if isinstance(table, Packed):
+            rows: Array = self.ops.dequantize_packed(table.rows[tokens], table.kind)
+            return rows
+        embedded: Array = self.ops.embedding(tokens, table)
+        return embedded
 
     def attention_block(self, x: Array, layer: int, pos: int, cache: KVCache) -> Array:
         """Norm, project to queries, keys and values, rotate, cache, attend, project back.
@@ -187,7 +219,7 @@ class Llama2:
         y = self.operand(self.ops.rmsnorm(x, w.final_norm, self.config.norm_epsilon), classifier)
         return self.product(y, classifier)
 
-    def operand(self, x: Array, matrix: Matrix) -> Matrix:
+    def operand(self, x: Array, matrix: Matrix | Stack) -> Array | Quantized:
         """x as `product` needs it with this matrix and others like it: quantised if it is int8.
 
         x: (T, C)
@@ -197,10 +229,12 @@ class Llama2:
         values, scales = self.ops.quantize(x, matrix.group_size)
         return Quantized(values, scales, matrix.group_size)
 
-    def product(self, x: Matrix, w: Matrix, b: Array | None = None) -> Array:
+    def product(self, x: Array | Quantized, w: Matrix, b: Array | None = None) -> Array:
         """x, an `operand`, times a matrix. x: (T, C)   w: (OC, C)   b: (OC,)   ->   (T, OC)"""
         if isinstance(x, Quantized) and isinstance(w, Quantized):
             return self.ops.matmul_q8(x.values, x.scales, w.values, w.scales, w.group_size)
+        if isinstance(w, Packed):
+            return self.ops.matmul_packed(x, w.rows, w.kind, b)
         return self.ops.matmul(x, w, b)
 
     def where_not_finite(
@@ -222,7 +256,7 @@ class Llama2:
     ) -> Iterator[tuple[str, Array]]:
         """The name of each block and the residual stream after it."""
         ops = self.ops
-        x = ops.embedding(tokens, self.weights.token_embedding)
+        x = self.embed(tokens)
         yield "embedding", x
         for layer in range(self.config.n_layers):
             x = ops.residual(x, self.attention_block(x, layer, pos, cache))

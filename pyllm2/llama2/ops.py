@@ -395,8 +395,9 @@ def dequantize_packed(w: Bytes, kind: int) -> Array:
     w: (OC, bytes of a row) uint8   kind: id in `formats.gguf_blocks.TYPES`   ->   (OC, C)
     """
     block = TYPES[kind]
-    blocks = w.reshape(-1, block.nbytes)
-    return block.dequantize(blocks).reshape(len(w), -1)
+    out = np.empty((len(w), w.shape[1] // block.nbytes * block.numbers), np.float32)
+    block.expand(w, out)
+    return out
 
 
 def matmul_packed(x: Array, w: Bytes, kind: int, b: Array | None = None) -> Array:

@@ -312,18 +312,24 @@ class _State:
     def __init__(self, c: Library, model: Any, cache: Any, T: int, pace: Pace) -> None:
         config, w, S = model.config, model.weights, cache.positions
         matrices = {name: getattr(w, name) for name in "wq wk wv wo w1 w2 w3 classifier".split()}
-        vectors = "token_embedding attention_norm ffn_norm final_norm".split()
+        vectors = "attention_norm ffn_norm final_norm".split()
         vectors += "bq bk bv bo b1 b2 b3 q_norm k_norm".split()
         group_size = getattr(w.wq, "group_size", 0)  # 0: the matrices are float32
         shared = matrices["classifier"] is None
         if shared:
             matrices["classifier"] = w.token_embedding
         assert all(getattr(a, "group_size", 0) == group_size for a in matrices.values())
-        self.weights = c.struct(
-            "weights",
-            **{n: floats(a) for n in vectors if (a := getattr(w, n)) is not None},
-            **{name: _matrix(c, a) for name, a in matrices.items()},
-        )
+        fields = {name: _matrix(c, a) for name, a in matrices.items()}
+        for name in vectors:
+            if (array := getattr(w, name)) is not None:
+                fields[name] = floats(array)
+        table = w.token_embedding
+        if hasattr(table, "rows"):  # in blocks
+            fields["packed_embedding"] = uint8(table.rows)
+            fields["embedding_kind"] = table.kind
+        else:
+            fields["token_embedding"] = floats(table)
+        self.weights = c.struct("weights", **fields)
         self.config = _config(c, config, shared_classifier=shared, group_size=group_size)
         tables = {"cos": cache.cos, "sin": cache.sin}
         self.cache = c.struct("cache", positions=S, keys=cache.keys, values=cache.values, **tables)
@@ -357,7 +363,14 @@ def _config(c: Library, config: Any, **more: int) -> Any:
 
 
 def _matrix(c: Library, w: Any) -> Any:
-    """The C struct of float32 matrices, or of int8 ones: an object with values and scales."""
+    """The C struct of float32 matrices, or of int8 ones: an object with values and scales; or of
+    blocks: one matrix with rows and a kind, or a stack with data, starts and kinds."""
+    if hasattr(w, "starts"):
+        kinds = int32(w.kinds)
+        return c.struct("matrix", blocks=w.data, starts=w.starts, kinds=kinds)
+    if hasattr(w, "kind"):
+        first, kind = np.zeros(1, np.int64), int32([w.kind])
+        return c.struct("matrix", blocks=uint8(w.rows), starts=first, kinds=kind)
     if not hasattr(w, "group_size"):
         a = floats(w)
         return c.struct("matrix", floats=a, stride=a.strides[0] // 4)

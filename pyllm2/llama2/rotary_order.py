@@ -10,13 +10,15 @@ the architecture decide.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Scalar = TypeVar("Scalar", bound=np.generic)  # rows may be bytes, each row's blocks
 
 
-def interleaved(rows: Array, heads: int) -> Array:
+def interleaved(rows: NDArray[Scalar], heads: int) -> NDArray[Scalar]:
     """From half-split order. rows: (heads · hs, …)
 
     Example: interleaved([0, 1, 2, 3], 1) -> [0, 2, 1, 3]
@@ -25,7 +27,7 @@ def interleaved(rows: Array, heads: int) -> Array:
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
-def half_split(rows: Array, heads: int) -> Array:
+def half_split(rows: NDArray[Scalar], heads: int) -> NDArray[Scalar]:
     """From interleaved order. rows: (heads · hs, …)
 
     Example: half_split([0, 2, 1, 3], 1) -> [0, 1, 2, 3]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pyllm2.llama2.model import Llama2
 from pyllm2.llama2.rotary_order import half_split, interleaved
 from pyllm2.observe.ensemble import exact_run
 from pyllm2.observe.judge import measure
@@ -84,6 +85,8 @@ def find_cause(
 
     name: of the run's result, (T, n)   wanted: pairs of the other's array and the error allowed
     """
+    if isinstance(model, Llama2):
+        model = model.unpacked()
     for cause in causes(family):
         for layer in [*layers, -1] if len(layers) > 1 else layers:
             changed = model

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm2.parameters import Quantized
+from pyllm2.parameters import Packed, PackedLayers, Quantized
 
 # Results of ops that have more than one, or one that has a name in the formula.
 RESULTS = {
@@ -73,20 +73,30 @@ class Weights:
     """
 
     def __init__(self, arrays: Mapping[str, Any]) -> None:
-        self._spans: list[tuple[int, int, str, int]] = []  # first, end, name, bytes per layer
+        self._spans: list[tuple[int, int, str, int, int | None]] = []
         for name, array in arrays.items():
+            if isinstance(array, PackedLayers):
+                for layer in range(len(array)):
+                    self._add(name, array.rows(layer), 0, layer)
+                continue
             parts = [array.values, array.scales] if isinstance(array, Quantized) else [array]
             for part in parts:
-                if isinstance(part, np.ndarray) and part.size:
-                    first, end = np.lib.array_utils.byte_bounds(part)
+                part = part.rows if isinstance(part, Packed) else part
+                if isinstance(part, np.ndarray):
                     stacked = name not in UNSTACKED and part.ndim > 1
-                    self._spans.append((first, end, name, part.strides[0] if stacked else 0))
+                    self._add(name, part, part.strides[0] if stacked else 0, None)
+
+    def _add(self, name: str, part: NDArray[Any], stride: int, layer: int | None) -> None:
+        """stride: bytes per layer of a stack   layer: of a matrix alone"""
+        if part.size:
+            first, end = np.lib.array_utils.byte_bounds(part)
+            self._spans.append((first, end, name, stride, layer))
 
     def place(self, array: NDArray[Any]) -> Place | None:
         address = array.__array_interface__["data"][0]
-        for first, end, name, stride in self._spans:
+        for first, end, name, stride, layer in self._spans:
             if first <= address < end:
-                return Place(name, (address - first) // stride if stride else None)
+                return Place(name, (address - first) // stride if stride else layer)
         return None
 
 

@@ -13,7 +13,7 @@ from pyllm2.backends import Engine
 from pyllm2.llama2.model import Llama2
 from pyllm2.observe.names import UNSTACKED
 from pyllm2.observe.trace import Recorder
-from pyllm2.parameters import Parameters, Quantized
+from pyllm2.parameters import PackedLayers, Parameters, Quantized
 
 Array = NDArray[Any]
 SINGLE_TOKENS = 3  # at the end of a prompt, that are fed one by one
@@ -117,6 +117,8 @@ def layers_of(config: Any, first: int, count: int, **changes: Any) -> Any:
 def zeroed(array: Any) -> Any:
     if isinstance(array, Quantized):
         return replace(array, values=np.zeros_like(array.values))
+    if isinstance(array, PackedLayers):
+        return np.zeros(array.shape, np.float32)
     return np.zeros_like(array)
 
 
@@ -149,7 +151,8 @@ def probe(model: Llama2, layer: int, stream: Array, zero: Sequence[str]) -> Llam
         if name in ends or array is None:
             found[name] = ends.get(name)
         else:
-            one = array[layer : layer + 1]
+            packed = isinstance(array, PackedLayers)
+            one = array.part(layer, layer + 1) if packed else array[layer : layer + 1]
             found[name] = zeroed(one) if name in zero else one
     small = layers_of(config, layer, 1, vocab_size=V)
     return Llama2(small, type(model.weights)(**found), model.engine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from pyllm2.llama2 import gguf as llama2_gguf
 from pyllm2.llama2.config import Llama2Config
 from pyllm2.llama2.imported import WITHOUT_LAYERS
 from pyllm2.llama2.rope_scaling import RopeScaling, yarn_attention_factor
-from pyllm2.parameters import Streamed
+from pyllm2.parameters import Packed, PackedLayers, Streamed
 from pyllm2.testing import model_bound
 from tests.support.golden import shared_folder
 
@@ -258,3 +259,28 @@ def test_a_file_of_gguf_cannot_be_mapped(tmp_path: Path) -> None:
     path = changed(tmp_path, {}, {})
     with pytest.raises(FileError, match="is GGUF, and only checkpoints"):
         pyllm2.load(path, backend="numpy", memory_map=True)
+
+
+# ---- blocks ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["llama2.c", "qwen3"])
+@pytest.mark.parametrize("dtype", ["q8_0", "q4_0"])
+def test_matrices_stay_in_blocks(tmp_path: Path, dtype: str, variant: str) -> None:
+    """And take the bytes that they have in the file, unless they are expanded; the same logits."""
+    config, arrays = llama(VARIANTS[variant], shared=False)
+    path = tmp_path / "m.gguf"
+    llama2_gguf.save(path, streamed(config, arrays), dtype)
+    packed, expanded = (pyllm2.load(path, backend="numpy", unpack=u) for u in (False, True))
+    weights, gguf, found = packed.model.weights, read_gguf(path), 0
+    for name, array in vars(weights).items():
+        if array is None:
+            continue
+        names = {llama2_gguf.NAMES[name].format(layer) for layer in range(config.n_layers)}
+        assert array.nbytes == sum(gguf.tensors[n].nbytes for n in names), name
+        found += isinstance(array, Packed | PackedLayers)
+    assert found == 9
+    assert all(isinstance(a, np.ndarray | None) for a in vars(expanded.model.weights).values())
+    ids = [1, 5, 2, 7]
+    assert np.array_equal(packed.logits(ids), expanded.logits(ids))
+    assert np.array_equal(pickle.loads(pickle.dumps(expanded)).logits(ids), expanded.logits(ids))

@@ -23,7 +23,8 @@ ONLY = {
         "config.Config.kv_dim config.Config.query_dim config.Config.window "
         "config.Config.beyond_run_c model.Model.head_norm model.KVCache.prepare checkpoint.export "
         "checkpoint.load_float32 imported.rotated_heads initial.hidden_dim initial.random_weights "
-        "model.Weights model.Model.operand model.Model.product"
+        "model.Weights model.Model.operand model.Model.product model.Model.embed "
+        "model.Model.unpacked"
     ).split(),
     # The first two are fields of Llama2Config.
     "gpt2": "config.Config.seq_len config.Config.head_size imported.filled".split(),

@@ -21,7 +21,7 @@ from pyllm2.llama2.initial import random_weights
 from pyllm2.llama2.model import Llama2
 from pyllm2.llama2.rope_scaling import RopeScaling
 from pyllm2.llama2.training import TrainableLlama2
-from pyllm2.parameters import Parameters
+from pyllm2.parameters import Packed, PackedLayers, Parameters
 from pyllm2.testing.strategies import (
     Array,
     Draw,
@@ -299,6 +299,58 @@ def models(
     config = draw(configs(most_vocab, beyond))
     weights = random_weights(config, draw(st.booleans()), draw(st.integers(0, 2**32 - 1)))
     return Llama2(config, weights, engine)
+
+
+@st.composite
+def packed_models(draw: Draw, engine: backends.Engine = NUMPY, kinds: Any = PACKED) -> Llama2:
+    """A random model with matrices in blocks, of another kind in each layer, and some float32."""
+    group, NKV = draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 4]))
+    few = Llama2Config(
+        dim=draw(st.sampled_from([32, 96, 256, 512])),
+        hidden_dim=draw(st.sampled_from([32, 160, 256, 768])),
+        n_layers=draw(st.integers(1, 3)),
+        n_heads=NKV * group,
+        n_kv_heads=NKV,
+        vocab_size=draw(st.integers(2, 40)),
+        seq_len=draw(st.integers(1, 24)),
+        head_size=draw(st.sampled_from([32, 64])),
+    )
+    config = replace(few, qkv_bias=draw(st.booleans()), head_norm=draw(st.booleans()))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    weights = random_weights(config, draw(st.booleans()), int(random.integers(2**32)))
+    chosen = draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=3)), draw(st.booleans())
+
+    def packed(matrix: Any) -> Any:
+        """The matrix, or blocks of as many numbers of about the same size."""
+        fits = [k for k in chosen[0] if matrix.shape[1] % TYPES[k].numbers == 0]
+        kind = int(random.choice([*fits, *[0] * (chosen[1] or not fits)]))
+        size = float(np.abs(matrix).max())
+        OC, C = matrix.shape
+        return random_blocks(random, OC, C, kind, size) if kind else matrix
+
+    changed: dict[str, Any] = {}
+    for name in "wq wk wv wo w1 w2 w3 token_embedding classifier".split():
+        array = getattr(weights, name)
+        if array is not None and array.ndim == 2:
+            changed[name] = packed(array)
+        elif array is not None:
+            changed[name] = PackedLayers.of([packed(one) for one in array], array.shape[2])
+    return Llama2(config, replace(weights, **changed), engine)
+
+
+def random_blocks(random: Any, OC: int, C: int, kind: int, size: float) -> Packed:
+    """A matrix of blocks of any bits, whose numbers are about -size to size."""
+    block, steps = TYPES[kind], {"Q8_0": 127, "Q6_K": 128 * 32}
+    most = steps.get(TYPES[kind].name, 16 if block.numbers == 32 else 64 * 16)
+    most *= 2 if block.name in ("Q5_1", "Q5_K") else 1
+    rows = random.integers(0, 256, (OC * C // block.numbers, block.nbytes), np.uint8)
+    for n, at in enumerate(HALVES[block.name]):
+        scale = size / (64 if n and block.numbers == 256 else 1 if n else most)
+        scales = (scale * random.uniform(0.3, 1.0, len(rows))).astype("<f2")
+        if n and block.numbers == 32:
+            scales = -scales
+        rows[:, at : at + 2] = scales.view(np.uint8).reshape(-1, 2)
+    return Packed(rows.reshape(OC, -1), kind)
 
 
 def token_ids(
