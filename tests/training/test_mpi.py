@@ -13,12 +13,22 @@ from hypothesis import strategies as st
 
 from pyllm2 import backends
 from pyllm2.errors import BackendError
-from pyllm2.gpt2.training import TrainableGPT2
+from pyllm2.gpt2.training import MATRICES, TrainableGPT2
+from pyllm2.observe.runs import Step
+from pyllm2.observe.standard import Standard
+from pyllm2.parameters import Parameters
 from pyllm2.training import launch, processes
 from pyllm2.training.loader import DataLoader
 from tests.support import mpi, mpi_program
 from tests.support.tested import able
-from tests.support.toy_training import CONFIG, InTurn, make_trainer, parameters, write_shards
+from tests.support.toy_training import (
+    CONFIG,
+    RECIPE,
+    InTurn,
+    make_trainer,
+    parameters,
+    write_shards,
+)
 
 
 @given(st.integers(1, 10**7), st.integers(1, 300))
@@ -75,7 +85,7 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, An
     """The arrays of `mpi_program` by number of ranks; 2 ranks run twice, the second as -2."""
     mpi.require_mpi()
     found = {}
-    for size in (2, 3, -2):
+    for size in (2, 3, -2, 4):
         folder = tmp_path_factory.mktemp("ranks")
         write_shards(folder)
         program = [sys.executable, "-m", "tests.support.mpi_program", str(folder / "out.npz")]
@@ -121,6 +131,45 @@ def test_a_run_of_ranks_is_a_run_of_one_process(
     for zero in (0, 1):
         found = launches[size][f"params numpy {zero}"]
         np.testing.assert_array_equal(found, trainer.model.params.flat)
+
+
+def test_the_same_batch_on_1_to_4_ranks(launches: dict[int, dict[str, Any]]) -> None:
+    """Gradients and parameters after an update, on every backend: inside the derived bound.
+
+    The ranks add the same rows in another order. The bound of a gradient, propagated through the
+    ops from their forward error bounds, holds for every order. The first update of Adam moves a
+    parameter by rate * g / (|g| + eps), which grows with g: its ends are those of the bound, plus
+    eight roundings of each of its terms.
+    """
+    folder = launches[2]["folder"]
+    x, y = DataLoader(str(folder / "train_*.bin"), mpi_program.ROWS, 4).next_batch()
+    model = TrainableGPT2(CONFIG, parameters(), backends.engine("numpy", 1, "gpt2"))
+    named = Standard(model, Step(x, y)).ensemble.named
+    value, error = (Parameters(CONFIG.shapes(), np.zeros(model.params.flat.size)) for _ in "ve")
+    for name, array in model.params.items():
+        layered = name not in ("wte", "wpe", "lnfw", "lnfb")
+        value[name][...], error[name][...] = named[name].bound(array.ndim - layered)
+    decayed = Parameters(CONFIG.shapes(), np.zeros(model.params.flat.size))
+    for name in MATRICES:
+        decayed[name][...] = RECIPE["weight_decay"] * model.params[name]
+    loss, error_of_loss = named["losses"].bound(0)
+    off = error_of_loss.mean() + (x.size + 4) * 2.0**-24 * np.abs(loss).mean()
+    before, rate = model.params.flat.astype(np.float64), RECIPE["learning_rate"]
+    ends = [
+        before - rate * (g / (np.abs(g) + 1e-8) + decayed.flat)
+        for g in (value.flat + error.flat, value.flat - error.flat)
+    ]
+    rounding = 8 * 2.0**-24 * (np.abs(before) + rate * (1 + np.abs(decayed.flat)))
+    for backend in able():
+        alone = mpi_program.one_batch(folder, backend, processes.OneProcess())
+        for size in (1, 2, 3, 4):
+            whats = ("one gradient", "one update", "one loss")
+            found = alone if size == 1 else [launches[size][f"{what} {backend}"] for what in whats]
+            share = np.abs(found[0] - value.flat) / error.flat
+            assert share.max() <= 1, (backend, size)
+            assert (found[1] >= ends[0] - rounding).all(), (backend, size)
+            assert (found[1] <= ends[1] + rounding).all(), (backend, size)
+            assert abs(found[2][0] - loss.mean()) <= off
 
 
 def test_zero_1_and_repeated_runs_have_the_same_bits(
