@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,11 @@ from pyllm2.training.processes import OneProcess
 
 # What launchers tell each process about the number of processes, by kind of MPI.
 SIZE_VARIABLES = "PMI_SIZE OMPI_COMM_WORLD_SIZE MV2_COMM_WORLD_SIZE".split()
+
+# Seconds that a process waits for the others to join. One that ends before it has joined, with an
+# exit code and by no signal, is not missed by MPICH's launcher: the others would wait for ever.
+JOIN_SECONDS = "PYLLM2_JOIN_SECONDS"
+MOST_JOIN_SECONDS = 600
 
 
 def started(environment: Mapping[str, str] = os.environ) -> int:
@@ -43,7 +49,8 @@ def of_this_run(use_mpi: bool = True, failed: PyLLM2Error | None = None) -> Iter
         yield OneProcess()
         return
     try:
-        from pyllm2.training import mpi
+        with _limited():
+            from pyllm2.training import mpi
     except ModuleNotFoundError:
         raise BackendError(
             f"started as one of {size} processes, which needs mpi4py: pip install 'pyllm2[mpi]' "
@@ -56,3 +63,22 @@ def of_this_run(use_mpi: bool = True, failed: PyLLM2Error | None = None) -> Iter
         ) from None
     with mpi.world(size, failed) as world:
         yield world
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """End this process by SIGALRM, and so all of them, if the block takes too long.
+
+    MPI waits in it for the other processes, where no handler of Python could run.
+    """
+    if not hasattr(signal, "alarm"):
+        yield
+        return
+    value = os.environ.get(JOIN_SECONDS, "")
+    seconds = int(value[:9]) if value.isascii() and value.isdigit() else MOST_JOIN_SECONDS
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)

@@ -8,12 +8,14 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pyllm2.formats.llmc_evaluation import Example, write_examples
 from pyllm2.gpt2.checkpoint import load_parameters
 from pyllm2.training.checkpoint import CheckpointFile
 from pyllm2.training.folder import checkpoints
@@ -21,6 +23,7 @@ from tests.support import mpi
 from tests.support.command import Outcome, as_process
 from tests.support.toy_training import BARE, N_PARAMETERS, write_shards
 from tests.training.test_golden import LOSS, NORM, assert_near
+from tests.training.test_llmc_run import part, state_bytes, write_run
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 
@@ -215,3 +218,58 @@ def test_two_ranks_follow_the_recorded_run_of_two_processes(tmp_path: Path, shar
         assert update["norm"] == pytest.approx(expected["grad_norm"], rel=NORM, abs=0)
     _, found = load_parameters(tmp_path / "out" / "model.bin")
     assert_near(found, np.load(recorded / "final_f64.npz")["params"], log["lr"])
+
+
+def test_a_rank_that_ends_before_it_joins_ends_all(folder: Path) -> None:
+    """Killed, or with an exit code, which MPICH's launcher does not notice by itself."""
+    for end in ("os.kill(os.getpid(), 9)", "os._exit(3)"):
+        other = [sys.executable, "-c", f"import os; {end}"]
+        words = [*mpi.command(*LONG, "--out", "out"), ":", "-n", "1", *other]
+        process = mpi.start(1, words, folder, PYLLM2_JOIN_SECONDS="4")
+        process.communicate(timeout=3 * END)
+        assert process.returncode != 0
+        assert not (folder / "out").exists()
+
+
+def test_validation_and_evaluation_are_those_of_one_process(folder: Path) -> None:
+    """Two ranks validate on the same rows as one process with twice as many; HellaSwag on three."""
+    (folder / "one").mkdir()
+    alone = (*BARE, *FLAGS, "--batch", "4", "--steps", "1")
+    assert as_process((*alone, "--out", "one"), folder).code == 0
+    outcome = mpi.run(2, mpi.command(*BARE, *FLAGS, "--steps", "1", "--out", "two"), folder)
+    assert outcome.code == 0, outcome.err.decode()
+    first, second = (
+        (folder / name / "main.log").read_text().splitlines()[0] for name in ("one", "two")
+    )
+    assert first.startswith("s:0 tel:")
+    assert first == second
+
+    rng = np.random.default_rng(3)
+    examples = [
+        Example(i % 4, rng.integers(0, 13, 3).tolist(), [rng.integers(0, 13, 2).tolist()] * 4)
+        for i in range(7)
+    ]
+    write_examples(folder / "h.bin", examples)
+    argv = "eval hellaswag one --data h.bin --backend numpy --threads 1".split()
+    said = as_process(argv, folder)
+    assert said.code == 0, said.err.decode()
+    over_ranks = mpi.run(3, mpi.command(*argv), folder)
+    assert over_ranks.code == 0, over_ranks.err.decode()
+    assert over_ranks.out == said.out
+
+
+def test_ranks_go_on_with_a_run_of_llm_c(folder: Path) -> None:
+    """Of two ranks with ZeRO-1: to the bytes of a run that was never in llm.c's files."""
+    constant = (*SHORT, "--schedule", "constant", "--save-every", "0")
+    for out, steps in (("whole", "12"), ("first", "5")):
+        argv = mpi.command(*constant, "--steps", steps, "--out", out)
+        assert mpi.run(2, argv, folder).code == 0
+    saved = CheckpointFile(folder / "first" / "step_00000005.safetensors").read(N_PARAMETERS)
+    m, v = (np.asarray(x[0:N_PARAMETERS]) for x in (saved.m, saved.v))
+    states = [
+        state_bytes([part(m, r, 2), part(v, r, 2)], 5, r, 2, **saved.loader) for r in range(2)
+    ]
+    write_run(folder / "llmc", 5, states, (folder / "first" / "model.bin").read_bytes())
+    outcome = mpi.run(2, mpi.command(*constant, "--init", "llmc", "--out", "second"), folder)
+    assert outcome.code == 0, outcome.err.decode()
+    assert (folder / "second/model.bin").read_bytes() == (folder / "whole/model.bin").read_bytes()
