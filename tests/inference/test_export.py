@@ -14,6 +14,7 @@ import pytest
 import pyllm2
 from pyllm2 import stories
 from pyllm2.errors import FileError
+from pyllm2.formats.gguf import read_gguf
 from pyllm2.formats.tensors import narrowed, widened
 from pyllm2.gpt2 import checkpoint as gpt2_checkpoint
 from pyllm2.gpt2 import family as gpt2
@@ -198,6 +199,26 @@ def test_a_recorded_folder_comes_back(tmp_path: Path, folder: Path, to: str) -> 
     assert load_tokenizer(again).encode_prompt(text) == load_tokenizer(folder).encode_prompt(text)
     ends = ours.tokenizer().stop if ours.end_ids is None else ours.end_ids  # type: ignore[union-attr]
     assert found.end_ids == ends or to == "gguf"
+
+
+@pytest.mark.parametrize(
+    ("ends", "eos", "eot"),
+    [(2, 2, None), (None, 2, None), (5, 5, None), ([2, 5], 2, 5), ([7, 5], 7, 5)],
+)
+def test_what_ends_a_text_goes_into_gguf(
+    tmp_path: Path, ends: Any, eos: int, eot: int | None
+) -> None:
+    """Where the config says other ids than the tokenizer, whose end is 2."""
+    pytest.importorskip("regex")
+    folder = tmp_path / "hf"
+    export(stories.MODEL, folder, "hf", tokenizer=load_tokenizer(stories.TOKENIZER))  # type: ignore[arg-type]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": ends}))
+    export(folder, tmp_path / "m.gguf", "gguf")
+    metadata = read_gguf(tmp_path / "m.gguf").metadata
+    found = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")]
+    assert found == [eos, eot]
 
 
 def test_a_family_has_its_own_formats(gpt2_file: Path, tmp_path: Path) -> None:
