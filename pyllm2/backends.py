@@ -30,6 +30,8 @@ class Engine:
     names. `forward`, `losses` and `add_gradient` are whole passes, called with the model and then
     the arguments of its method of that name; None: the model composes the pass of ops. Tests
     check that every whole pass equals the composition.
+
+    columns: `forward` feeds so many tokens at once, or fewer, with the bits of one after the other
     """
 
     ops: Any
@@ -37,6 +39,8 @@ class Engine:
     losses: Callable[..., Any] | None = None  # (model, tokens, targets)
     add_gradient: Callable[..., Any] | None = None  # (model, tokens, targets, dloss, grads, fresh)
     name: str = ""  # of the backend
+    forward_each: Callable[..., Any] | None = None  # (model, tokens, positions, caches)
+    columns: int = 1
 
 
 def default() -> str:
@@ -127,11 +131,12 @@ def engine(name: str, threads: int | None = None, family: str = "llama2") -> Eng
         return Engine(plain, forward, plain.losses, plain.add_gradient, name)
     if name == "numba" and not _jit_is_disabled():
         if family == "llama2":
+            from pyllm2.fast.llama2.decode import COLUMNS
             from pyllm2.fast.llama2.engine import Decoding, training_step
 
-            step = training_step(plain, threads)
-            forward = Decoding(plain, threads).forward
-            return Engine(plain, forward, step.losses, step.add_gradient, name)
+            step, decoding = training_step(plain, threads), Decoding(plain, threads)
+            passes = decoding.forward, step.losses, step.add_gradient
+            return Engine(plain, *passes, name, decoding.forward_each, COLUMNS)
         from pyllm2.fast.gpt2 import engine as gpt2
 
         step = gpt2.training_step(plain, threads)

@@ -97,7 +97,7 @@ def main(options: argparse.Namespace) -> int:
         context_length(options, model),
         logprobs=options.json,
     )
-    warm_up(model)
+    warm_up(model, len(tokens.prompt))
 
     if options.json:
         output.write(json.dumps(_result(tokens, seed)).encode() + b"\n", end=True)

@@ -11,10 +11,11 @@ from pyllm2.inference.generate import Generation
 from pyllm2.inference.language_model import LanguageModel
 
 NOTICEABLE = 0.5  # seconds
+LONG = 64  # tokens: a prompt of so many needs every kernel, one of a few only those of a step
 
 
-def warm_up(model: LanguageModel) -> None:
-    """Compile or load the kernels of a prompt and of a single step, in a session of its own.
+def warm_up(model: LanguageModel, prompt_tokens: int = LONG) -> None:
+    """Compile or load the kernels of such a prompt and of a single step, in a session of its own.
 
     It prints how long that took, if it was noticeable. The backends that run no compiler during
     a forward pass are left alone.
@@ -22,9 +23,10 @@ def warm_up(model: LanguageModel) -> None:
     if not model.backend.startswith("numba") or model.config.seq_len < 4:
         return
     began = time.perf_counter()
-    session = model.start(4)
+    n = max(2, min(prompt_tokens, model.config.seq_len - 1, LONG))
+    session = model.start(n + 1)
     with suppress(NotFiniteError):  # the generation itself refuses such a model
-        session.feed([0, 0], last_only=True)
+        session.feed([0] * n, last_only=True)
         session.feed([0])
     seconds = time.perf_counter() - began
     if seconds > NOTICEABLE:

@@ -23,8 +23,8 @@ from pyllm2.llama2.checkpoint import export
 
 # Grouped heads, and a group size of int8 that divides both widths.
 MODELS = {
-    "llama2": "dim=32,hidden=48,layers=2,heads=4,kv_heads=2,context=16,vocab=40",
-    "gpt2": "layers=2,heads=4,channels=32,context=16,vocab=40",
+    "llama2": "dim=32,hidden=48,layers=2,heads=4,kv_heads=2,context=64,vocab=40",
+    "gpt2": "layers=2,heads=4,channels=32,context=64,vocab=40",
 }
 GROUP_SIZE = 16
 DROPOUTS = {"llama2": (0.0, 0.1), "gpt2": (0.0,)}  # with dropout Llama-2 uses other kernels
@@ -78,9 +78,10 @@ def _write_models(folder: Path, family: str) -> list[tuple[str, Path]]:
 
 
 def _infer(path: Path, backend: str, threads: int | None) -> None:
-    """Feed a prompt and two single tokens to a model that is loaded as the commands load it."""
+    """Feed prompts and two single tokens to a model that is loaded as the commands load it."""
     session = load(path, None, backend, threads=threads).start()
     session.feed([1, 5, 9, 13], last_only=True)
+    session.feed([1] * 50, last_only=True)  # long ones have other kernels
     session.feed([2])
     session.feed([3])
 

@@ -12,10 +12,24 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 F32, I1, I8, I32, I64 = ir.FloatType(), *(ir.IntType(bits) for bits in (1, 8, 32, 64))
+
+
+def processor_features() -> set[str]:
+    """What the processor has that Numba compiles for.
+
+    This asks Numba's list of features, which respects NUMBA_CPU_FEATURES and NUMBA_ENABLE_AVX,
+    because LLVM aborts the process at an instruction whose feature is not in that list. With
+    NUMBA_CPU_NAME only the features in NUMBA_CPU_FEATURES count.
+    """
+    if config.CPU_NAME is not None and config.CPU_FEATURES is None:
+        return set()
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return {name[1:] for name in features.split(",") if name.startswith("+")}
 
 
 def numbers(element: Any, values: Iterable[Any]) -> Any:

@@ -23,7 +23,6 @@ from pyllm2.fast.ir import (
     fma,
     load,
     numbers,
-    prefetch,
     shuffle,
     splat,
     store,
@@ -112,34 +111,6 @@ def _exp(b: Any, x: Any) -> Any:
 def _sum(b: Any, vector: Any) -> Any:
     zero = constant(0.0)
     return b.extract_element(sums_of_four(b, [vector, zero, zero, zero]), I32(0))
-
-
-def _dot(rows: int) -> Any:
-    @emits(types.void)
-    def dot(b, out, out_stride, w, w_stride, x, n):
-        """`rows` dot products: out[k] = Σ_j w[k][j] · x[j]; strides in bytes."""
-        zero = constant(0.0)
-        sums = [cgutils.alloca_once_value(b, zero) for _ in range(rows)]
-        starts = [b.add(w, b.mul(w_stride, I64(k))) for k in range(rows)]
-
-        def body(offset: Any, mask: Any) -> None:
-            xs = read(b, b.add(x, offset), mask)
-            for start, total in zip(starts, sums, strict=True):
-                at = b.add(start, offset)
-                if mask is None and rows > 1:
-                    prefetch(b, b.add(at, I64(PREFETCH)))
-                b.store(fma(b, read(b, at, mask), xs, b.load(total)), total)
-
-        each_vector(b, n, body)
-        found = sums_of_four(b, [b.load(total) for total in sums] + [zero] * (4 - rows))
-        for k in range(rows):
-            one = b.extract_element(found, I32(k))
-            store(b, one, b.add(out, b.mul(out_stride, I64(k))))
-
-    return dot
-
-
-dot4, dot1 = _dot(4), _dot(1)
 
 
 @emits(types.void)
@@ -255,5 +226,15 @@ def add(b, out, x, y, n):
     def body(offset: Any, mask: Any) -> None:
         xs, ys = (read(b, b.add(address, offset), mask) for address in (x, y))
         write(b, b.fadd(xs, ys), b.add(out, offset), mask)
+
+    each_vector(b, n, body)
+
+
+@emits(types.void)
+def copy(b, out, x, n):
+    """out = x"""
+
+    def body(offset: Any, mask: Any) -> None:
+        write(b, read(b, b.add(x, offset), mask), b.add(out, offset), mask)
 
     each_vector(b, n, body)

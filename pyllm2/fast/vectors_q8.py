@@ -13,8 +13,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils, config
-from numba.core.registry import cpu_target
+from numba.core import cgutils
 
 from pyllm2.compiling.numba_build import device
 from pyllm2.fast.ir import (
@@ -28,6 +27,7 @@ from pyllm2.fast.ir import (
     load,
     numbers,
     prefetch,
+    processor_features,
     put_float,
     shuffle,
     splat,
@@ -40,16 +40,8 @@ ZEROS = numbers(I32, [0] * 16)
 
 
 def has_vnni() -> bool:
-    """Whether Numba compiles for a processor with VNNI.
-
-    This asks Numba's list of features, which respects NUMBA_CPU_FEATURES and NUMBA_ENABLE_AVX,
-    because LLVM aborts the process at an instruction whose feature is not in that list. With
-    NUMBA_CPU_NAME only the features in NUMBA_CPU_FEATURES count.
-    """
-    if config.CPU_NAME is not None and config.CPU_FEATURES is None:
-        return False
-    _, _, features = cpu_target.target_context.codegen().magic_tuple()
-    return {"+avx512f", "+avx512bw", "+avx512vnni"} <= set(features.split(","))
+    """Whether Numba compiles for a processor with VNNI."""
+    return {"avx512f", "avx512bw", "avx512vnni"} <= processor_features()
 
 
 def _load_line(b: Any, address: Any, width: int) -> Any:

@@ -7,7 +7,7 @@ stream, then the final norm and the classifier.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,16 @@ class GPT2:
                 x = ops.residual_forward(x, self.attention_block(x, layer, pos, cache))
                 x = ops.residual_forward(x, self.ffn_block(x, layer))
             return self.classify(x[:, -1:] if last_only else x)
+
+    def forward_each(
+        self, tokens: NDArray[np.integer], positions: Sequence[int], caches: Sequence[KVCache]
+    ) -> Array:
+        """Feed one token each to several conversations, with the bits of each alone.
+
+        tokens: (K,)   positions, caches: of each conversation   ->   logits, (K, V)
+        """
+        each = zip(tokens, positions, caches, strict=True)
+        return np.concatenate([self.forward(np.array([i]), pos, cache) for i, pos, cache in each])
 
     def attention_block(self, x: Array, layer: int, pos: int, cache: KVCache) -> Array:
         """Norm, project to queries, keys and values, cache, attend, project back.

@@ -7,7 +7,7 @@ then the final norm and the classifier.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -173,6 +173,20 @@ class Llama2:
             return rows
         embedded: Array = self.ops.embedding(tokens, table)
         return embedded
+
+    def forward_each(
+        self, tokens: NDArray[np.integer], positions: Sequence[int], caches: Sequence[KVCache]
+    ) -> Array:
+        """Feed one token each to several conversations, with the bits of each alone.
+
+        tokens: (K,)   positions, caches: of each conversation   ->   logits, (K, V)
+        """
+        for pos, cache in zip(positions, caches, strict=True):
+            cache.prepare(pos, pos + 1)
+        if self.engine.forward_each is not None and not self._composed:
+            return self.engine.forward_each(self, tokens, positions, caches)
+        each = zip(tokens, positions, caches, strict=True)
+        return np.concatenate([self.forward(np.array([i]), pos, cache) for i, pos, cache in each])
 
     def attention_block(self, x: Array, layer: int, pos: int, cache: KVCache) -> Array:
         """Norm, project to queries, keys and values, rotate, cache, attend, project back.

@@ -123,7 +123,11 @@ def sources_of(family: str, op: str) -> list[str]:
 
 # Where whole passes are written.
 _WHOLE = {
-    ("llama2", "numba", "inference"): ["pyllm2/fast/llama2/decode.py", "pyllm2/fast/vectors.py"],
+    ("llama2", "numba", "inference"): [
+        "pyllm2/fast/llama2/decode.py",
+        "pyllm2/fast/products.py",
+        "pyllm2/fast/vectors.py",
+    ],
     ("llama2", "numba", "training"): ["pyllm2/fast/llama2/training.py", "pyllm2/fast/gemm.py"],
     ("gpt2", "numba", "training"): ["pyllm2/fast/gpt2/training.py", "pyllm2/fast/gemm.py"],
     ("llama2", "c", "inference"): ["csrc/llama2/model.c", "csrc/llama2/ops.c"],

@@ -41,8 +41,8 @@ def test_no_kernel_is_loaded_after_the_warm_up(
         asked.append(f"{self.py_func.__qualname__} {signature}")
         return compile(self, signature)
 
-    def forget_after_warm_up(model: Any) -> None:
-        warm_up(model)
+    def forget_after_warm_up(model: Any, *prompt_tokens: int) -> None:
+        warm_up(model, *prompt_tokens)
         asked.clear()
         asked_of.append(model.backend)
 

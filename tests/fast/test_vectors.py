@@ -14,7 +14,7 @@ import numba
 if numba.config.DISABLE_JIT:
     pytest.skip("vector code needs the compiler", allow_module_level=True)
 
-from pyllm2.fast import vectors
+from pyllm2.fast import products, vectors
 from pyllm2.testing import assert_close, check_op
 from pyllm2.testing.llama2 import bounds
 
@@ -47,14 +47,21 @@ def written(out: Any, n: int) -> Any:
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_dot_products_lie_within_the_bound(rows: int) -> None:
-    """One row, or four, that lie apart; results apart."""
-    dot = compiled({1: vectors.dot1, 4: vectors.dot4}[rows], "out, step, w, w_step, x, n")
-    for n in SIZES:
-        w, x, out = drawn(rows, n + 5), drawn(1, n), guarded(2 * rows)
-        dot(place(out), 8, place(w), 4 * (n + 5), place(x), n)
-        assert_close(out[0 : 2 * rows : 2][None], bounds.matmul(x, w[:, :n]))
-        assert (out[1 : 2 * rows : 2] == GUARD).all()
+def test_products_lie_within_the_bound_and_do_not_depend_on_each_other(rows: int) -> None:
+    """One row, or four, that lie apart, with any number of columns; results apart."""
+    arguments = "out, step, column, w, w_step, x, n, columns"
+    product = compiled({1: products.products1, 4: products.products4}[rows], arguments)
+    for n, K in [(n, 1 + n % 7) for n in SIZES] + [(33, 16), (16, 8), (5, 4)]:
+        w, x, out = drawn(rows, n + 5), drawn(K, n), guarded(2 * rows * K)
+        product(place(out), 8, 8 * rows, place(w), 4 * (n + 5), place(x), n, K)
+        found = out[: 2 * rows * K].reshape(K, rows, 2)
+        assert_close(found[:, :, 0], bounds.matmul(x, w[:, :n]))
+        assert (found[:, :, 1] == GUARD).all()
+        assert (out[2 * rows * K :] == GUARD).all()
+        for k in range(K):
+            alone = guarded(2 * rows)
+            product(place(alone), 8, 0, place(w), 4 * (n + 5), place(x[k]), n, 1)
+            np.testing.assert_array_equal(alone[0 : 2 * rows : 2], found[k, :, 0])
 
 
 def test_scores_of_blocks_of_keys_lie_within_the_bound() -> None:

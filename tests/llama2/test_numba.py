@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from pyllm2 import backends
 from pyllm2.llama2.model import Llama2
-from pyllm2.testing import check_op
+from pyllm2.testing import check_op, model_bound
 from pyllm2.testing.llama2 import strategies
 from tests.support.profiles import few
 
@@ -51,19 +51,30 @@ def played(backend: str, then: str = "play()", **environment: str) -> Any:
     )
 
 
+class Alone:
+    """The step of one conversation, with a pace: (token, position) -> logits, (1, V)."""
+
+    def __init__(self, model: Llama2, positions: int, pace: Any) -> None:
+        from pyllm2.fast.llama2.engine import Conversation, Step
+
+        self.step = Step(model, positions, lambda _: pace)
+        self.conversation = Conversation(model.new_cache(positions), lambda: self.step)
+
+    def __call__(self, token: int, pos: int) -> np.ndarray:
+        return self.step([(token, pos, self.conversation)])
+
+
 @few()
 @given(data=st.data())
 def test_the_bits_do_not_depend_on_the_number_of_threads(data: st.DataObject) -> None:
     """Threads share rows; no sum is split between threads."""
     from pyllm2.compiling.pace import Pace
-    from pyllm2.fast.llama2.engine import Step
 
     model = data.draw(strategies.models(backends.engine("numba")))
     tokens = data.draw(strategies.token_ids(model.config, most=4))
     logits = []
     for threads in (1, 2):
-        cache = model.new_cache(len(tokens))
-        step = Step(model, cache, Pace(threads, ()))
+        step = Alone(model, len(tokens), Pace(threads, ()))
         logits.append([step(int(token), pos) for pos, token in enumerate(tokens)])
     np.testing.assert_array_equal(*logits)
 
@@ -89,12 +100,11 @@ class Drawn:
 def test_the_number_of_threads_may_change_from_token_to_token(data: st.DataObject) -> None:
     """As it does on a busy machine: the bits are those of one thread."""
     from pyllm2.compiling.pace import Pace
-    from pyllm2.fast.llama2.engine import Step
 
     model = data.draw(strategies.models(backends.engine("numba")))
     tokens = data.draw(strategies.token_ids(model.config))
     numbers = data.draw(st.lists(st.integers(1, 2), min_size=len(tokens), max_size=len(tokens)))
-    steps = (Step(model, model.new_cache(len(tokens)), p) for p in (Pace(1), Drawn(numbers)))
+    steps = (Alone(model, len(tokens), pace) for pace in (Pace(1), Drawn(numbers)))
     logits = [[step(int(token), pos) for pos, token in enumerate(tokens)] for step in steps]
     np.testing.assert_array_equal(*logits)
 
@@ -123,6 +133,29 @@ def test_a_vector_kernel_stays_inside_the_bound_of_its_op(name: str) -> None:
     check_op(name, getattr(decode, f"prompt_{name}"))
 
 
+@pytest.fixture
+def no_prompt_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyllm2.fast.llama2 import engine
+
+    monkeypatch.setattr(engine, "SHORT", 1)
+
+
+@pytest.mark.usefixtures("no_prompt_is_short")
+@few(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_long_prompt_lies_within_the_bound_wherever_it_is_cut(data: st.DataObject) -> None:
+    """Vector code with BLAS, between steps of the kernel that decodes."""
+    model = data.draw(strategies.models(backends.engine("numba")))
+    tokens = data.draw(strategies.token_ids(model.config))
+    value, error = model_bound(model, tokens)
+    cache, pos = model.new_cache(len(tokens)), 0
+    while pos < len(tokens):
+        n = data.draw(st.integers(1, len(tokens) - pos))
+        logits = model.forward(tokens[pos : pos + n], pos, cache)
+        assert (np.abs(logits - value[pos : pos + n]) <= error[pos : pos + n]).all()
+        pos += n
+
+
 @few()
 @given(data=st.data())
 def test_a_conversation_may_start_over_in_the_same_cache(data: st.DataObject) -> None:
@@ -143,18 +176,15 @@ def test_missing_threads_do_not_block_a_step() -> None:
     import numba
 
     from pyllm2.compiling.pace import Pace
-    from pyllm2.fast.llama2.engine import Step
     from pyllm2.llama2.config import Llama2Config
     from pyllm2.llama2.initial import random_weights
 
     config = Llama2Config(24, 20, 2, 4, 2, 30, 16)
     model = Llama2(config, random_weights(config, True, 1), backends.engine("numba"))
-    alone, crowd = (
-        Step(model, model.new_cache(4), Pace(n, ())) for n in (1, 4 * numba.get_num_threads())
-    )
-    np.testing.assert_array_equal(alone(7, 0), crowd(7, 0))
-    assert crowd.alone
-    np.testing.assert_array_equal(alone(8, 1), crowd(8, 1))
+    one, crowd = (Alone(model, 4, Pace(n, ())) for n in (1, 4 * numba.get_num_threads()))
+    np.testing.assert_array_equal(one(7, 0), crowd(7, 0))
+    assert crowd.step.alone
+    np.testing.assert_array_equal(one(8, 1), crowd(8, 1))
 
 
 @pytest.mark.skipif(backends.why_not("c") is not None, reason=f"c {backends.why_not('c')}")

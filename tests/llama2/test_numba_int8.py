@@ -312,14 +312,16 @@ def test_the_step_equals_the_composition_of_ops(data: st.DataObject) -> None:
 def test_the_bits_do_not_depend_on_the_number_of_threads(data: st.DataObject) -> None:
     """Threads share rows, and each quantises the same activations."""
     from pyllm2.compiling.pace import Pace
-    from pyllm2.fast.llama2.engine import Step
+    from pyllm2.fast.llama2.engine import Conversation, Step
 
     model = data.draw(models())
     tokens = data.draw(strategies.token_ids(model.config, most=4))
     logits = []
     for threads in (1, 2):
-        step = Step(model, model.new_cache(len(tokens)), Pace(threads, ()))
-        logits.append([step(int(token), pos) for pos, token in enumerate(tokens)])
+        pace = Pace(threads, ())
+        step = Step(model, len(tokens), lambda _, pace=pace: pace)
+        cache = Conversation(model.new_cache(len(tokens)), lambda step=step: step)
+        logits.append([step([(int(token), pos, cache)]) for pos, token in enumerate(tokens)])
     np.testing.assert_array_equal(*logits)
 
 

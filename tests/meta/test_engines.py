@@ -21,6 +21,8 @@ def test_an_engine_has_these_whole_passes(backend: str, family: str) -> None:
     engine = engine_of(backend, family)
     found = [name for name in PASSES if getattr(engine, name) is not None]
     assert found == ([] if backend in COMPOSED else list(WHOLE[family]))
+    together = (backend, family) == ("numba", "llama2") and backend not in COMPOSED
+    assert (engine.forward_each is not None, engine.columns > 1) == (together, together)
     assert engine.name == backend
 
 

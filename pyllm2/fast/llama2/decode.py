@@ -1,23 +1,27 @@
-"""Decoding: one token through the whole model in one Numba kernel.
+"""Decoding: one to sixteen tokens through the whole model in one Numba kernel.
 
-Decoding reads every weight once per token, so memory bandwidth is the limit:
+Decoding reads every weight once per call, so memory bandwidth is the limit:
 
-- One call per token. The kernel takes one array of sizes and addresses, `at`, indexed by `Slot`;
-  every further array argument would cost more than a norm.
-- Threads start once per token and meet at spin barriers between ops. They share rows of matrices
+- The kernel takes one array of sizes and addresses, `at`, indexed by `Slot`; every further array
+  argument would cost more than a norm.
+- Threads start once per call and meet at spin barriers between ops. They share rows of matrices
   and never split a sum, so the bits do not depend on the number of threads.
 - Vectors of 16 floats, four rows at once from four distant parts of a matrix: the memory prefetches
   four streams, and four sums share one reduction.
+- A token is a column, and the columns of a call share one reading of the weights. They are the next
+  tokens of one conversation, or one token each of several. No sum depends on the other columns, so
+  a token has the bits that it has alone.
 
 For int8 weights every thread quantises the input of a product for itself, which is faster than one
 more barrier.
 
-What thread t of n reads and writes between barriers. It owns query heads h0…h1, key/value heads
-g0…g1, channels c0…c1 and hidden units f0…f1 (`y` and `scores` are its own scratch):
+What thread t of n reads and writes between barriers, for every column. It owns query heads h0…h1,
+key/value heads g0…g1, channels c0…c1 and hidden units f0…f1 (`y` and `scores` are its own scratch;
+KEYS, VALUES and BLOCKS are those of the column's conversation, written at its position pos):
 
     per layer     reads                        writes
     ------------  ---------------------------  --------------------------------------------------
-    projections   x                            Q[h0:h1], KEYS, VALUES and BLOCKS[g0:g1] at pos
+    projections   x                            Q[h0:h1], K, V, KEYS, VALUES and BLOCKS[g0:g1]
       - - barrier, unless g0…g1 are the key/value heads of h0…h1 for every thread - - - - - - - -
     attention     Q[h0:h1], BLOCKS, VALUES     OUT[h0:h1]
       ======= barrier ===============================================================
@@ -44,11 +48,11 @@ from numba import prange
 from pyllm2.compiling.numba_build import device, kernel
 from pyllm2.fast.ir import get_float, get_int, put_float
 from pyllm2.fast.meeting import barrier, gather
+from pyllm2.fast.products import dots1, dots4, products1, products4
 from pyllm2.fast.vectors import (
     LINE,
     add,
-    dot1,
-    dot4,
+    copy,
     dot16,
     exp_and_sum,
     mix,
@@ -59,6 +63,9 @@ from pyllm2.fast.vectors import (
 from pyllm2.fast.vectors_q8 import matvec_q8, quantize_row
 
 # ---- the step -------------------------------------------------------------------------------
+
+
+COLUMNS = 16  # most tokens of one call
 
 
 class Slot(IntEnum):
@@ -72,39 +79,37 @@ class Slot(IntEnum):
     NKV = 4
     HS = 5
     V = 6
-    POSITIONS = 7  # that the cache holds
-    GROUP_SIZE = 8  # of int8 weights
-    SCRATCH_STRIDE = 9  # from one thread's scratch to the next, in bytes
-    INT8_STRIDE = 10  # from one thread's quantised input to the next, in bytes
+    GROUP_SIZE = 7  # of int8 weights
+    SCRATCH_STRIDE = 8  # from one thread's scratch to the next, in bytes
+    SCRATCH_INPUTS = 9  # from a thread's scores to its normalised inputs, in bytes
+    INT8_STRIDE = 10  # from one quantised input to the next, in bytes
     INT8_SCALES = 11  # from a quantised input to its scales, in bytes
-    # the model and its cache
+    # the model
     EMBEDDING = 12  # (V, C) float32
     ATTENTION_NORM = 13  # (L, C)
     FFN_NORM = 14  # (L, C)
     FINAL_NORM = 15  # (C,)
-    KEYS = 16  # (L, POSITIONS, NKV, hs), rotated
-    VALUES = 17  # (L, POSITIONS, NKV, hs)
-    COS = 18  # (POSITIONS, hs/2)
-    SIN = 19  # (POSITIONS, hs/2)
-    # buffers of a step, shared by all threads
-    BLOCKS = 20  # the keys again, (L, NKV, blocks of 16 positions, hs, 16)
-    LOGITS = 21  # (V,)
-    X = 22  # (C,) residual stream
-    Q = 23  # (NH·hs,) queries
-    OUT = 24  # (NH·hs,) attention output
-    DELTA = 25  # (C,) product that is added to the stream
-    GATE = 26  # (F,)
-    UP = 27  # (F,)
-    Z = 28  # (F,) after swiglu
-    COUNTERS = 29  # of the barriers, on a cache line each
+    # buffers of a step, shared by all threads: a row for each column
+    TABLE = 16  # (COLUMNS, N_FIELDS) int64, see `Column`
+    LOGITS = 17  # (COLUMNS, V)
+    X = 18  # (COLUMNS, C) residual stream
+    Q = 19  # (COLUMNS, NH·hs) queries
+    K = 20  # (COLUMNS, NKV·hs) keys, before they are rotated
+    VALUE = 21  # (COLUMNS, NKV·hs) values
+    OUT = 22  # (COLUMNS, NH·hs) attention output
+    DELTA = 23  # (COLUMNS, C) product that is added to the stream
+    GATE = 24  # (COLUMNS, F)
+    UP = 25  # (COLUMNS, F)
+    Z = 26  # (COLUMNS, F) after swiglu
+    COUNTERS = 27  # of the barriers, on a cache line each
     # buffers of one thread each
-    SCRATCH = 30  # normalised input, then scores
-    INT8 = 31  # quantised input, then its scales
+    SCRATCH = 28  # scores, then a normalised input for each column
+    INT8 = 29  # for each column a quantised input, then its scales
     # what differs from llama2.c; an address of 0: not there
-    EPSILON = 32  # (1,) float32
-    WINDOWS = 33  # (L,) int64
-    Q_NORM = 34  # (L, hs)
-    K_NORM = 35  # (L, hs)
+    EPSILON = 30  # (1,) float32
+    WINDOWS = 31  # (L,) int64
+    Q_NORM = 32  # (L, hs)
+    K_NORM = 33  # (L, hs)
     # matrices: the first layer of each
     WQ = 40
     WK = 41
@@ -114,6 +119,22 @@ class Slot(IntEnum):
     W2 = 45
     W3 = 46
     CLASSIFIER = 47
+
+
+class Column(IntEnum):
+    """Index into a row of the table of columns: a token and its conversation."""
+
+    TOKEN = 0
+    POS = 1
+    POSITIONS = 2  # that the conversation's cache holds
+    KEYS = 3  # (L, POSITIONS, NKV, hs), rotated
+    VALUES = 4  # (L, POSITIONS, NKV, hs)
+    BLOCKS = 5  # the keys again, (L, NKV, blocks of 16 positions, hs, 16)
+    COS = 6  # (POSITIONS, hs/2)
+    SIN = 7  # (POSITIONS, hs/2)
+
+
+N_FIELDS = 8
 
 
 class Of(IntEnum):
@@ -130,44 +151,67 @@ N_SLOTS = Slot.WQ + 6 * 8
 
 
 @device()
-def _matvec(out, w, x, n, begin, end):
-    """out[i] = w[i] · x for rows begin … end - 1, four at a time from four distant quarters."""
-    quarter, row = (end - begin) // 4, 4 * n
-    for i in range(begin, begin + quarter):
-        dot4(out + 4 * i, 4 * quarter, w + i * row, quarter * row, x, n)
-    for i in range(begin + 4 * quarter, end):
-        dot1(out + 4 * i, 0, w + i * row, 0, x, n)
+def _of_column(at, k, field):
+    """A field of column k."""
+    return get_int(at[Slot.TABLE] + 8 * (N_FIELDS * k + field))
 
 
 @device()
-def _operand(at, x, n, own):
+def _operand(at, x, columns, n, tid):
     """The operand of `_product`: x itself."""
     return x
 
 
 @device()
-def _product(at, out, matrix, layer, x, n, begin, end):
-    """Rows begin … end - 1 of a layer's matrix times x of length n, plus their biases."""
-    _matvec(out, at[matrix] + layer * at[matrix + Of.LAYER], x, n, begin, end)
+def _product(at, out, width, matrix, layer, x, columns, n, begin, end):
+    """Rows begin … end - 1 of a layer's matrix times each column of x, plus their biases.
+
+    out: (columns, width)   x: (columns, n)
+    """
+    w = at[matrix] + layer * at[matrix + Of.LAYER]
+    quarter, row = (end - begin) // 4, 4 * n
+    rest, far = begin + 4 * quarter, 4 * quarter  # four at a time from four distant quarters
+    if columns == 1:
+        for i in range(begin, begin + quarter):
+            dots4(out + 4 * i, far, w + i * row, quarter * row, x, n)
+        for i in range(rest, end):
+            dots1(out + 4 * i, 0, w + i * row, 0, x, n)
+    else:
+        for i in range(begin, begin + quarter):
+            products4(out + 4 * i, far, 4 * width, w + i * row, quarter * row, x, n, columns)
+        for i in range(rest, end):
+            products1(out + 4 * i, 0, 4 * width, w + i * row, 0, x, n, columns)
     if at[matrix + Of.BIAS]:
-        bias, to = at[matrix + Of.BIAS] + layer * at[matrix + Of.BIAS_LAYER], out + 4 * begin
-        add(to, to, bias + 4 * begin, end - begin)
+        bias = at[matrix + Of.BIAS] + layer * at[matrix + Of.BIAS_LAYER] + 4 * begin
+        for k in range(columns):
+            to = out + 4 * (k * width + begin)
+            add(to, to, bias, end - begin)
 
 
 @device()
-def _operand_q8(at, x, n, own):
+def _operand_q8(at, x, columns, n, tid):
     """The operand of `_product_q8`: x quantised into the thread's own buffer, scales after it."""
-    size, scales = at[Slot.GROUP_SIZE], own + at[Slot.INT8_SCALES]
-    quantize_row(own, scales, x, n, size)
+    own = at[Slot.INT8] + tid * COLUMNS * at[Slot.INT8_STRIDE]
+    for k in range(columns):
+        to = own + k * at[Slot.INT8_STRIDE]
+        quantize_row(to, to + at[Slot.INT8_SCALES], x + 4 * k * n, n, at[Slot.GROUP_SIZE])
     return own
 
 
+ROWS = 32  # rows of an int8 matrix per piece: every token uses them while they are in the cache
+
+
 @device()
-def _product_q8(at, out, matrix, layer, x, n, begin, end):
+def _product_q8(at, out, width, matrix, layer, x, columns, n, begin, end):
     """`_product` for int8 weights, which have no biases, and an operand of `_operand_q8`."""
-    w = at[matrix] + layer * at[matrix + Of.LAYER]
+    w, size = at[matrix] + layer * at[matrix + Of.LAYER], at[Slot.GROUP_SIZE]
     scales = at[matrix + Of.SCALES] + layer * at[matrix + Of.SCALES_LAYER]
-    matvec_q8(out, w, scales, x, x + at[Slot.INT8_SCALES], n, at[Slot.GROUP_SIZE], begin, end)
+    rows = end - begin if columns == 1 else ROWS
+    for first in range(begin, end, max(rows, 1)):
+        for k in range(columns):
+            own, to = x + k * at[Slot.INT8_STRIDE], out + 4 * k * width
+            last = min(first + rows, end)
+            matvec_q8(to, w, scales, own, own + at[Slot.INT8_SCALES], n, size, first, last)
 
 
 @device()
@@ -213,79 +257,125 @@ def _attend(out, q, blocks, v, stride, first, seen, hs, scores):
     mix(out, v + first * stride, stride, scores, n, hs, total)
 
 
+@device()
+def _keep(at, columns, layer, g0, g1):
+    """Rotate the keys of heads g0 … g1 - 1, and write keys and values into the caches."""
+    hs, nkv = at[Slot.HS], at[Slot.NKV]
+    for k in range(columns):
+        pos, positions = _of_column(at, k, Column.POS), _of_column(at, k, Column.POSITIONS)
+        cos = _of_column(at, k, Column.COS) + 2 * pos * hs
+        sin = _of_column(at, k, Column.SIN) + 2 * pos * hs
+        row = 4 * (layer * positions + pos) * nkv * hs
+        n_blocks = (positions + 15) // 16
+        for g in range(g0, g1):
+            here, head = 4 * (k * nkv + g) * hs, 4 * g * hs
+            key = _of_column(at, k, Column.KEYS) + row + head
+            _rope(key, at[Slot.K] + here, cos, sin, hs)
+            copy(_of_column(at, k, Column.VALUES) + row + head, at[Slot.VALUE] + here, hs)
+            blocks = _of_column(at, k, Column.BLOCKS)
+            _store_key(blocks + LINE * (layer * nkv + g) * n_blocks * hs, key, pos, hs)
+
+
+@device()
+def _attend_all(at, columns, layer, h0, h1, scores):
+    """Attention of query heads h0 … h1 - 1."""
+    hs, nh, nkv = at[Slot.HS], at[Slot.NH], at[Slot.NKV]
+    for h in range(h0, h1):
+        g = h // (nh // nkv)
+        for k in range(columns):
+            pos, positions = _of_column(at, k, Column.POS), _of_column(at, k, Column.POSITIONS)
+            cos = _of_column(at, k, Column.COS) + 2 * pos * hs
+            sin = _of_column(at, k, Column.SIN) + 2 * pos * hs
+            here, seen = 4 * (k * nh + h) * hs, pos + 1
+            q, out = at[Slot.Q] + here, at[Slot.OUT] + here
+            _rope(q, q, cos, sin, hs)
+            v = _of_column(at, k, Column.VALUES) + 4 * (layer * positions * nkv + g) * hs
+            n_blocks = (positions + 15) // 16
+            blocks = _of_column(at, k, Column.BLOCKS) + LINE * (layer * nkv + g) * n_blocks * hs
+            first = _first(get_int(at[Slot.WINDOWS] + 8 * layer), seen)
+            _attend(out, q, blocks, v, 4 * nkv * hs, first, seen, hs, scores)
+
+
 def _make_worker(operand, product):
     """The worker for float32 or int8 weights."""
 
     @device()
-    def worker(at, token, pos, tid, nt):
-        """The work of thread tid of nt for one token: see the table at the top of the file."""
+    def worker(at, columns, first, tid, nt):
+        """The work of thread tid of nt: see the table at the top of the file."""
         c, f, nh, nkv, hs = at[Slot.C], at[Slot.F], at[Slot.NH], at[Slot.NKV], at[Slot.HS]
-        kv, group, seen = nkv * hs, nh // nkv, pos + 1
+        v, kv, nq = at[Slot.V], nkv * hs, nh * hs
         eps = get_float(at[Slot.EPSILON])
-        y = at[Slot.SCRATCH] + tid * at[Slot.SCRATCH_STRIDE]
-        scores = y + 4 * c
-        own = at[Slot.INT8] + tid * at[Slot.INT8_STRIDE]
-        cos, sin = at[Slot.COS] + 2 * pos * hs, at[Slot.SIN] + 2 * pos * hs
+        scores = at[Slot.SCRATCH] + tid * at[Slot.SCRATCH_STRIDE]
+        y = scores + at[Slot.SCRATCH_INPUTS]
         x, bar, phase = at[Slot.X], at[Slot.COUNTERS], 1
         c0, c1 = c * tid // nt, c * (tid + 1) // nt
         f0, f1 = f * tid // nt, f * (tid + 1) // nt
         h0, h1 = nh * tid // nt, nh * (tid + 1) // nt
         g0, g1 = nkv * tid // nt, nkv * (tid + 1) // nt
-        head = (at[Slot.POSITIONS] + 15) // 16 * 16 * hs * 4  # bytes of one head's keys in blocks
         own_keys = nkv % nt == 0  # a thread's query heads read only keys that it writes itself
 
-        source = at[Slot.EMBEDDING] + 4 * token * c  # the residual stream
         for layer in range(at[Slot.L]):
-            values = at[Slot.VALUES] + 4 * layer * at[Slot.POSITIONS] * kv
-            key = at[Slot.KEYS] + 4 * (layer * at[Slot.POSITIONS] + pos) * kv
-            blocks = at[Slot.BLOCKS] + layer * nkv * head
-            first = _first(get_int(at[Slot.WINDOWS] + 8 * layer), seen)
-
-            rmsnorm_row(y, source, at[Slot.ATTENTION_NORM] + 4 * layer * c, c, eps)
-            a = operand(at, y, c, own)
-            product(at, at[Slot.Q], Slot.WQ, layer, a, c, h0 * hs, h1 * hs)
-            product(at, key, Slot.WK, layer, a, c, g0 * hs, g1 * hs)
-            product(at, values + 4 * pos * kv, Slot.WV, layer, a, c, g0 * hs, g1 * hs)
-            _head_norm(at[Slot.Q], at[Slot.Q_NORM], layer, h0, h1, hs, eps)
-            _head_norm(key, at[Slot.K_NORM], layer, g0, g1, hs, eps)
-            for g in range(g0, g1):
-                _rope(key + 4 * g * hs, key + 4 * g * hs, cos, sin, hs)
-                _store_key(blocks + g * head, key + 4 * g * hs, pos, hs)
+            norm = at[Slot.ATTENTION_NORM] + 4 * layer * c
+            for k in range(columns):
+                rmsnorm_row(y + 4 * k * c, _stream(at, layer, k), norm, c, eps)
+            a = operand(at, y, columns, c, tid)
+            product(at, at[Slot.Q], nq, Slot.WQ, layer, a, columns, c, h0 * hs, h1 * hs)
+            product(at, at[Slot.K], kv, Slot.WK, layer, a, columns, c, g0 * hs, g1 * hs)
+            product(at, at[Slot.VALUE], kv, Slot.WV, layer, a, columns, c, g0 * hs, g1 * hs)
+            for k in range(columns):
+                queries, keys = at[Slot.Q] + 4 * k * nq, at[Slot.K] + 4 * k * kv
+                _head_norm(queries, at[Slot.Q_NORM], layer, h0, h1, hs, eps)
+                _head_norm(keys, at[Slot.K_NORM], layer, g0, g1, hs, eps)
+            _keep(at, columns, layer, g0, g1)
             if not own_keys:
                 barrier(bar, nt, phase)
                 phase += 1
-            for h in range(h0, h1):
-                q, out, g = at[Slot.Q] + 4 * h * hs, at[Slot.OUT] + 4 * h * hs, h // group
-                _rope(q, q, cos, sin, hs)
-                v = values + 4 * g * hs
-                _attend(out, q, blocks + g * head, v, 4 * kv, first, seen, hs, scores)
+            _attend_all(at, columns, layer, h0, h1, scores)
             barrier(bar, nt, phase)
 
-            a = operand(at, at[Slot.OUT], nh * hs, own)
-            product(at, at[Slot.DELTA], Slot.WO, layer, a, nh * hs, c0, c1)
-            add(x + 4 * c0, source + 4 * c0, at[Slot.DELTA] + 4 * c0, c1 - c0)
-            source = x
+            a = operand(at, at[Slot.OUT], columns, nq, tid)
+            product(at, at[Slot.DELTA], c, Slot.WO, layer, a, columns, nq, c0, c1)
+            for k in range(columns):
+                here, mine = 4 * (k * c + c0), _stream(at, layer, k) + 4 * c0
+                add(x + here, mine, at[Slot.DELTA] + here, c1 - c0)
             barrier(bar, nt, phase + 1)
 
-            rmsnorm_row(y, x, at[Slot.FFN_NORM] + 4 * layer * c, c, eps)
-            a = operand(at, y, c, own)
-            product(at, at[Slot.GATE], Slot.W1, layer, a, c, f0, f1)
-            product(at, at[Slot.UP], Slot.W3, layer, a, c, f0, f1)
-            swiglu_row(at[Slot.Z] + 4 * f0, at[Slot.GATE] + 4 * f0, at[Slot.UP] + 4 * f0, f1 - f0)
+            norm = at[Slot.FFN_NORM] + 4 * layer * c
+            for k in range(columns):
+                rmsnorm_row(y + 4 * k * c, x + 4 * k * c, norm, c, eps)
+            a = operand(at, y, columns, c, tid)
+            product(at, at[Slot.GATE], f, Slot.W1, layer, a, columns, c, f0, f1)
+            product(at, at[Slot.UP], f, Slot.W3, layer, a, columns, c, f0, f1)
+            for k in range(columns):
+                here = 4 * (k * f + f0)
+                swiglu_row(at[Slot.Z] + here, at[Slot.GATE] + here, at[Slot.UP] + here, f1 - f0)
             barrier(bar, nt, phase + 2)
 
-            a = operand(at, at[Slot.Z], f, own)
-            product(at, at[Slot.DELTA], Slot.W2, layer, a, f, c0, c1)
-            add(x + 4 * c0, x + 4 * c0, at[Slot.DELTA] + 4 * c0, c1 - c0)
+            a = operand(at, at[Slot.Z], columns, f, tid)
+            product(at, at[Slot.DELTA], c, Slot.W2, layer, a, columns, f, c0, c1)
+            for k in range(columns):
+                here = 4 * (k * c + c0)
+                add(x + here, x + here, at[Slot.DELTA] + here, c1 - c0)
             barrier(bar, nt, phase + 3)
             phase += 4
 
-        rmsnorm_row(y, x, at[Slot.FINAL_NORM], c, eps)
-        v = at[Slot.V]
-        a = operand(at, y, c, own)
-        product(at, at[Slot.LOGITS], Slot.CLASSIFIER, 0, a, c, v * tid // nt, v * (tid + 1) // nt)
+        some = columns - first
+        for k in range(some):
+            rmsnorm_row(y + 4 * k * c, x + 4 * (first + k) * c, at[Slot.FINAL_NORM], c, eps)
+        a = operand(at, y, some, c, tid)
+        begin, end = v * tid // nt, v * (tid + 1) // nt
+        product(at, at[Slot.LOGITS], v, Slot.CLASSIFIER, 0, a, some, c, begin, end)
 
     return worker
+
+
+@device()
+def _stream(at, layer, k):
+    """Column k of the residual stream that a layer begins with: at first a row of EMBEDDING."""
+    c = at[Slot.C]
+    if layer == 0:
+        return at[Slot.EMBEDDING] + 4 * _of_column(at, k, Column.TOKEN) * c
+    return at[Slot.X] + 4 * k * c
 
 
 _worker = _make_worker(_operand, _product)
@@ -293,36 +383,39 @@ _worker_q8 = _make_worker(_operand_q8, _product_q8)
 
 
 @kernel(parallel=True)
-def step(at, token, pos, nt):
-    """Decode one token on nt threads; False if some did not arrive and thread 0 did it alone."""
+def step(at, columns, first, nt):
+    """Feed the columns of the table on nt threads; logits of columns first, first + 1, …
+
+    False if some threads did not arrive and thread 0 did it alone.
+    """
     if nt == 1:
-        _worker(at, token, pos, np.int64(0), np.int64(1))
+        _worker(at, columns, first, np.int64(0), np.int64(1))
         return True
     together = np.zeros(nt, np.int64)
     for t in prange(nt):
         tid = np.int64(t)  # prange counts in uint64: another type would compile everything twice
         if gather(at[Slot.COUNTERS], tid, nt):
-            _worker(at, token, pos, tid, nt)
+            _worker(at, columns, first, tid, nt)
             together[tid] = 1
         elif tid == 0:
-            _worker(at, token, pos, tid, np.int64(1))
+            _worker(at, columns, first, tid, np.int64(1))
     return together[0] == 1
 
 
 @kernel(parallel=True)
-def step_q8(at, token, pos, nt):
+def step_q8(at, columns, first, nt):
     """`step` for int8 weights."""
     if nt == 1:
-        _worker_q8(at, token, pos, np.int64(0), np.int64(1))
+        _worker_q8(at, columns, first, np.int64(0), np.int64(1))
         return True
     together = np.zeros(nt, np.int64)
     for t in prange(nt):
         tid = np.int64(t)
         if gather(at[Slot.COUNTERS], tid, nt):
-            _worker_q8(at, token, pos, tid, nt)
+            _worker_q8(at, columns, first, tid, nt)
             together[tid] = 1
         elif tid == 0:
-            _worker_q8(at, token, pos, tid, np.int64(1))
+            _worker_q8(at, columns, first, tid, np.int64(1))
     return together[0] == 1
 
 
@@ -379,9 +472,6 @@ def prompt_quantize(x, group_size):
         to, tos, source = values[t].ctypes.data, scales[t].ctypes.data, x[t].ctypes.data
         quantize_row(to, tos, source, n, group_size)
     return values, scales
-
-
-ROWS = 32  # rows of a matrix per piece: every token uses them while they are in the cache
 
 
 @kernel(parallel=True)

@@ -1,11 +1,15 @@
 """The Numba engine of Llama-2: whole passes for inference and training, over the plain ops.
 
-One token is one kernel (`decode`). A prompt is the composition of ops in `Llama2.forward`, with
-BLAS for the products and vector code for the rest. Both read and write the same cache.
+One token, or a few together, is one kernel (`decode`). A long prompt is the composition of ops in
+`Llama2.forward`, with BLAS for the products and vector code for the rest. Both read and write the
+same cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
+from itertools import count
 from time import perf_counter
 from typing import Any
 
@@ -18,7 +22,7 @@ from pyllm2.compiling.pace import Pace
 from pyllm2.compiling.processors import processors
 from pyllm2.fast.gemm import aligned_zeros
 from pyllm2.fast.llama2 import decode
-from pyllm2.fast.llama2.decode import Of, Slot
+from pyllm2.fast.llama2.decode import COLUMNS, Column, Of, Slot
 from pyllm2.fast.llama2.training import Buffers, backward, forward
 from pyllm2.fast.training_step import TrainingStep
 from pyllm2.parameters import Quantized
@@ -40,12 +44,17 @@ def training_step(plain: Any, threads: int | None) -> TrainingStep:
     return TrainingStep(plain, threads, new_buffers, forward, backward, min_target=-1)
 
 
+# A prompt of so many tokens, or fewer, is fed COLUMNS at a time to the kernel that decodes; BLAS is
+# quicker for longer ones.
+SHORT = 2 * COLUMNS
+
+
 class Decoding:
-    """`forward` as a whole pass, over the plain ops of the fast build."""
+    """`forward` and `forward_each` as whole passes, over the plain ops of the fast build."""
 
     def __init__(self, plain: Any, threads: int | None = None) -> None:
         self.plain, self.threads = plain, threads
-        self._paces: dict[tuple[int, int], Pace] = {}
+        self._paces: dict[tuple[int, int, int], Pace] = {}
 
     def forward(
         self,
@@ -56,21 +65,49 @@ class Decoding:
         last_only: bool = False,
     ) -> Array:
         """`Llama2.forward` as a whole pass, tested equal to the composition of plain ops."""
-        step = cache.engine_state
-        if len(tokens) == 1:
-            if step is None:
-                step = cache.engine_state = Step(model, cache, self._pace(model))
-            return step(int(tokens[0]), pos)
-        if step is not None:
-            step.remembered = min(step.remembered, pos)
-        return model.with_ops(_PromptOps(self.plain)).forward(tokens, pos, cache, last_only)
+        T = len(tokens)
+        if T > SHORT:
+            if cache.engine_state is not None:
+                cache.engine_state.forget(pos)
+            return model.with_ops(_PromptOps(self.plain)).forward(tokens, pos, cache, last_only)
+        conversation = cache.engine_state or self._conversation(model, cache)
+        columns = [(i, pos + t, conversation) for t, i in enumerate(tokens.tolist())]
+        if T <= COLUMNS:
+            return conversation.step(columns, T - 1 if last_only else 0)
+        pieces = [columns[begin : begin + COLUMNS] for begin in range(0, T, COLUMNS)]
+        logits = [conversation.step(p, len(p) - 1 if last_only else 0) for p in pieces]
+        return logits[-1] if last_only else np.concatenate(logits)
 
-    def _pace(self, model: Any) -> Pace:
-        """The pace of a model's steps, which all its conversations share."""
+    def forward_each(
+        self, model: Any, tokens: NDArray[np.integer], positions: Sequence[int], caches: Any
+    ) -> Array:
+        """`Llama2.forward_each` as a whole pass, with the bits of `forward` on each token alone."""
+        conversations = [self._conversation(model, cache) for cache in caches]
+        columns = list(zip(tokens.tolist(), positions, conversations, strict=True))
+        most = max(c.positions for c in conversations)
+        step = next(c.step for c in conversations if c.positions == most)
+        pieces = range(0, len(columns), COLUMNS)
+        return np.concatenate([step(columns[begin : begin + COLUMNS]) for begin in pieces])
+
+    def _conversation(self, model: Any, cache: Any) -> Conversation:
+        if cache.engine_state is None:
+            cache.engine_state = Conversation(cache, self._new_step(model, cache.positions))
+        found: Conversation = cache.engine_state
+        return found
+
+    def _new_step(self, model: Any, positions: int) -> Callable[[], Step]:
+        """A function that makes a step of conversations with at most so many positions.
+
+        All conversations share the paces of a model's steps.
+        """
         nbytes = sum(a.nbytes for a in vars(model.weights).values() if a is not None)
-        most = min(numba.get_num_threads(), processors(), nbytes // MIN_BYTES_PER_THREAD)
-        most = self.threads or max(1, most)
-        return self._paces.setdefault((most, nbytes), Pace(most))
+
+        def pace(columns: int) -> Pace:
+            most = min(numba.get_num_threads(), processors())
+            most = self.threads or max(1, min(most, nbytes * columns // MIN_BYTES_PER_THREAD))
+            return self._paces.setdefault((most, nbytes, columns), Pace(most))
+
+        return lambda: Step(model, positions, pace)
 
 
 _PROMPT_KERNELS = ("rmsnorm", "swiglu", "attention", "quantize", "matmul_q8")
@@ -96,27 +133,75 @@ class _PromptOps:
         return x + y
 
 
-class Step:
-    """The decoding kernel bound to a model and a cache: buffers, addresses, number of threads."""
+class Conversation:
+    """A cache as the kernel needs it: its addresses, and the keys again, in blocks.
 
-    def __init__(self, model: Any, cache: Any, pace: Pace) -> None:
+    new_step: makes the step that feeds the cache alone, when that is asked for
+    serial: a number that no other conversation has: a step must not keep it, and its cache, alive
+    """
+
+    _serials = count()
+
+    def __init__(self, cache: Any, new_step: Callable[[], Step]) -> None:
+        self.serial = next(self._serials)
+        L, positions, NKV, hs = cache.keys.shape
+        n_blocks = -(-positions // 16)
+        blocks = aligned_zeros(L * NKV * n_blocks * hs * 16, np.float32)
+        self._blocks = blocks.reshape(L, NKV, n_blocks, hs, 16)
+        self._keys, self.positions = cache.keys, positions
+        self._arrays = cache.keys, cache.values, blocks, cache.cos, cache.sin
+        assert all(a.flags.c_contiguous and a.dtype == np.float32 for a in self._arrays)
+        fields = [positions, *(a.__array_interface__["data"][0] for a in self._arrays)]
+        self.fields = dict(enumerate(fields, int(Column.POSITIONS)))  # of the table of columns
+        self._remembered = 0  # positions that the blocks hold
+        self._new_step = new_step
+
+    @cached_property
+    def step(self) -> Step:
+        return self._new_step()
+
+    def forget(self, pos: int) -> None:
+        """Something else than a step writes into the cache, from a position on."""
+        self._remembered = min(self._remembered, pos)
+
+    def feed(self, pos: int) -> None:
+        """The step writes a position. Copies the keys before it into the blocks, if need be."""
+        if self._remembered < pos:
+            L, NKV, _, hs, _ = self._blocks.shape
+            begin, end = self._remembered // 16, -(-pos // 16)
+            keys = np.zeros((L, 16 * (end - begin), NKV, hs), np.float32)
+            keys[:, : pos - 16 * begin] = self._keys[:, 16 * begin : pos]
+            keys = keys.reshape(L, end - begin, 16, NKV, hs)
+            self._blocks[:, :, begin:end] = keys.transpose(0, 3, 1, 4, 2)
+        self._remembered = pos + 1
+
+
+class Step:
+    """The decoding kernel bound to a model: buffers, addresses, number of threads.
+
+    positions: that a conversation has at most   pace: the pace for a number of columns
+    """
+
+    def __init__(self, model: Any, positions: int, pace: Callable[[int], Pace]) -> None:
         config, w = model.config, model.weights
         C, F, V = config.dim, config.hidden_dim, config.vocab_size
         L, NKV, hs, Q = config.n_layers, config.n_kv_heads, config.head_size, config.query_dim
-        self.pace = pace
-        self.alone = pace.most == 1  # whether one thread does everything
+        self._pace = cache(pace)
+        most = pace(COLUMNS).most
+        self.alone = most == 1  # whether one thread does everything
         self._kernel = decode.step_q8 if isinstance(w.wq, Quantized) else decode.step
         group_size = w.wq.group_size if isinstance(w.wq, Quantized) else 0
-        scratch = -(-(C + cache.positions + 32) // 16) * 16  # floats per thread, whole cache lines
-        # Per thread, a quantised input: values, then scales, each on their own cache lines.
+        inputs = -(-(positions + 32) // 16) * 16  # floats of a thread's scores, whole cache lines
+        scratch = inputs + -(-COLUMNS * C // 16) * 16
+        # A quantised input: values, then scales, each on their own cache lines.
         int8_scales = -(-max(C, F, Q) // 64) * 64 if group_size else 0
         int8_stride = int8_scales + (-(-int8_scales // (16 * group_size)) * 64 if group_size else 0)
 
         self._at = np.zeros(decode.N_SLOTS, np.int64)
         self._arrays: list[NDArray[Any]] = []  # keeps everything that the addresses point to
         sizes = {Slot.C: C, Slot.F: F, Slot.L: L, Slot.NH: config.n_heads, Slot.NKV: NKV}
-        sizes |= {Slot.HS: hs, Slot.V: V, Slot.POSITIONS: cache.positions}
-        sizes |= {Slot.GROUP_SIZE: group_size, Slot.SCRATCH_STRIDE: 4 * scratch}
+        sizes |= {Slot.HS: hs, Slot.V: V, Slot.GROUP_SIZE: group_size}
+        sizes |= {Slot.SCRATCH_STRIDE: 4 * scratch, Slot.SCRATCH_INPUTS: 4 * inputs}
         sizes |= {Slot.INT8_STRIDE: int8_stride, Slot.INT8_SCALES: int8_scales}
         for slot, size in sizes.items():
             self._at[slot] = size
@@ -131,29 +216,23 @@ class Step:
         beyond = {
             Slot.EPSILON: np.array([config.norm_epsilon], np.float32),
             Slot.WINDOWS: windows,
+            Slot.EMBEDDING: w.token_embedding,
         }
-        kept = {Slot.KEYS: cache.keys, Slot.VALUES: cache.values}
-        tables = {Slot.EMBEDDING: w.token_embedding, Slot.COS: cache.cos, Slot.SIN: cache.sin}
-        for slot, array in (norms | beyond | kept | tables).items():
+        for slot, array in (norms | beyond).items():
             self._place(slot, np.ascontiguousarray(array))
-        assert any(a is cache.keys for a in self._arrays)  # the kernel writes into the cache
 
-        for slot in (Slot.X, Slot.DELTA):
-            self._place(slot, aligned_zeros(C, np.float32))
-        for slot in (Slot.Q, Slot.OUT):
-            self._place(slot, aligned_zeros(Q, np.float32))
-        for slot in (Slot.GATE, Slot.UP, Slot.Z):
-            self._place(slot, aligned_zeros(F, np.float32))
-        self._place(Slot.SCRATCH, aligned_zeros(scratch * pace.most, np.float32))
-        self._place(Slot.INT8, aligned_zeros(int8_stride * pace.most, np.int8))
-        self.logits = self._place(Slot.LOGITS, aligned_zeros(V, np.float32))
+        kv = NKV * hs
+        rows = {Slot.X: C, Slot.DELTA: C, Slot.Q: Q, Slot.OUT: Q, Slot.K: kv, Slot.VALUE: kv}
+        rows |= {Slot.GATE: F, Slot.UP: F, Slot.Z: F, Slot.LOGITS: V}
+        for slot, width in rows.items():
+            self._place(slot, aligned_zeros(COLUMNS * width, np.float32))
+        self._logits = self._arrays[-1].reshape(COLUMNS, V)
+        self._place(Slot.SCRATCH, aligned_zeros(scratch * most, np.float32))
+        self._place(Slot.INT8, aligned_zeros(int8_stride * COLUMNS * most, np.int8))
         self._counters = self._place(Slot.COUNTERS, aligned_zeros(64, np.int64))
-        # The keys again, in the layout of the kernel: blocks of 16 positions, (hs, 16) each.
-        n_blocks = -(-cache.positions // 16)
-        blocks = self._place(Slot.BLOCKS, aligned_zeros(L * NKV * n_blocks * hs * 16, np.float32))
-        self._blocks = blocks.reshape(L, NKV, n_blocks, hs, 16)
-        self._keys = cache.keys
-        self.remembered = 0  # positions that the blocks hold
+        table = self._place(Slot.TABLE, np.zeros(COLUMNS * decode.N_FIELDS, np.int64))
+        self._table = table.data  # quicker than an array for single numbers
+        self._known = [-1] * COLUMNS  # serial numbers of those whose fields are in the table
 
         for name in "wq wk wv wo w1 w2 w3".split():
             slot = Slot[name.upper()]
@@ -182,25 +261,28 @@ class Step:
             scales = np.ascontiguousarray(matrix.scales, np.float32)
             self._at[slot + Of.SCALES_LAYER] = self._place(slot + Of.SCALES, scales).strides[0]
 
-    def __call__(self, token: int, pos: int) -> Array:
-        """Logits after a token at a position, (1, V)."""
-        if self.remembered != pos:  # a prompt has been fed in between, or an earlier position
-            self._remember(pos)
-        self.remembered = pos + 1
+    def __call__(self, columns: Sequence[tuple[int, int, Conversation]], first: int = 0) -> Array:
+        """Feed at most COLUMNS tokens: token, position, conversation.
+
+        Positions of one conversation follow one another.
+        ->   logits after columns first, first + 1, …, (K - first, V)
+        """
+        K = len(columns)
+        for k, (token, pos, conversation) in enumerate(columns):
+            row = k * decode.N_FIELDS
+            if self._known[k] != conversation.serial:
+                for field, value in conversation.fields.items():
+                    self._table[row + field] = value
+                self._known[k] = conversation.serial
+            self._table[row] = token  # Column.TOKEN
+            self._table[row + 1] = pos  # Column.POS
+            conversation.feed(pos)
         self._counters[:] = 0
         if self.alone or numba_build.forked:
-            self._kernel(self._at, token, pos, 1)
+            self._kernel(self._at, K, first, 1)
         else:
-            began = perf_counter()
+            pace, began = self._pace(K), perf_counter()
             # If not all threads arrived, never wait for them again.
-            self.alone = not self._kernel(self._at, token, pos, self.pace.threads)
-            self.pace.record(perf_counter() - began)
-        return self.logits[None].copy()
-
-    def _remember(self, positions: int) -> None:
-        """Copy the keys of the first positions from the cache into the blocks."""
-        L, NKV, _, hs, _ = self._blocks.shape
-        n = -(-positions // 16)
-        keys = np.zeros((L, 16 * n, NKV, hs), np.float32)
-        keys[:, :positions] = self._keys[:, :positions]
-        self._blocks[:, :, :n] = keys.reshape(L, n, 16, NKV, hs).transpose(0, 3, 1, 4, 2)
+            self.alone = not self._kernel(self._at, K, first, pace.threads)
+            pace.record(perf_counter() - began)
+        return self._logits[: K - first].copy()
