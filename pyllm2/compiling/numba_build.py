@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import types
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -43,8 +44,24 @@ def device(*fastmath: str) -> Callable[[Any], Any]:
 
     It is compiled into its kernels and has no cache of its own. Its options are its own too: where
     they are not set, Numba takes those of whichever kernel happens to call it first.
+
+    Numba calls its machine code by its qualified name and the number of functions that the process
+    has compiled before. Two closures of one place can so have one name, if two processes compile
+    them; who then loads both kernels from the cache runs one closure's code in both. So the name
+    tells them apart.
     """
-    return numba.njit(**_flags(fastmath, False))
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        place = function.__module__, function.__qualname__
+        _closures[place] += 1
+        if _closures[place] > 1:
+            function.__qualname__ += f"_{_closures[place]}"
+        return numba.njit(**_flags(fastmath, False))(function)
+
+    return decorate
+
+
+_closures: Counter[tuple[str, str]] = Counter()  # device functions by module and qualified name
 
 
 def _flags(fastmath: Collection[str], parallel: bool) -> dict[str, Any]:
