@@ -65,7 +65,10 @@ def _add_hellaswag_flags(actions: Any) -> None:
         "--out", type=output, required=True, metavar="FILE", help="evaluation file to write"
     )
     parser.add_argument(
-        "--tokenizer", required=True, metavar="FILE", help="tokenizer of the model, gpt2 or bytes"
+        "--tokenizer",
+        required=True,
+        metavar="FILE",
+        help="tokenizer file of the model, or the words gpt2 or bytes",
     )
     add_force(parser)
 

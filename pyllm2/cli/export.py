@@ -42,7 +42,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drop-unsupported",
         action="store_true",
-        help="leave out what v0, v1 and v2 cannot hold instead of refusing: other text",
+        help="leave out what v0, v1 and v2 cannot hold instead of refusing; the "
+        "model then gives other text",
     )
     parser.add_argument(
         "--tokenizer",

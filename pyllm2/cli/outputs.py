@@ -29,10 +29,8 @@ def output(name: str) -> str:
     return name
 
 
-def add_force(parser: Any) -> None:
-    parser.add_argument(
-        "--force", action="store_true", help="replace an output that already exists"
-    )
+def add_force(parser: Any, text: str = "replace an output that already exists") -> None:
+    parser.add_argument("--force", action="store_true", help=text)
 
 
 def check_output(target: str, *inputs: str | None, force: bool) -> None:

@@ -8,6 +8,7 @@ from pyllm2.cli import numbers
 from pyllm2.cli.flags import add_action, add_actions, add_machine, add_texts
 from pyllm2.cli.outputs import add_force, output
 from pyllm2.cli.train_flags import (
+    REPLACE_RUN,
     add_extend,
     add_gpt2_flags,
     add_json,
@@ -84,7 +85,7 @@ def _add_text_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_extend(parser)
     add_other_engine(parser)
-    add_force(parser)
+    add_force(parser, REPLACE_RUN)
     add_json(parser)
     parser.add_argument(
         "--minutes",

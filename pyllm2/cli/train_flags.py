@@ -12,13 +12,14 @@ from pyllm2.cli.outputs import add_force, output
 # The names that pyllm2.training has, which is too heavy to import here; a test compares them.
 SCHEDULES = ("constant", "linear", "cosine", "wsd", "llama2")
 DECAY_RULES = ("matrices", "all")
+REPLACE_RUN = "begin a new run in place of the one in FOLDER"
 
 
 def add_gpt2_flags(parser: argparse.ArgumentParser) -> None:
     _add_run(
         parser,
-        "checkpoint of llm.c, folder of its run (with state_N_RANK.bin: goes on), or the shape of "
-        "a new model: d12, gpt3:c768 or "
+        "checkpoint of llm.c; folder of a run of llm.c (with state_N_RANK.bin), which goes on; "
+        "or the shape of a new model: d12, gpt3:c768 or "
         "layers=N,heads=N,channels=N (optional: ,context=N ,vocab=N)",
     )
     parser.set_defaults(family="gpt2", dropout=0.0)
@@ -66,7 +67,7 @@ def _add_run(parser: argparse.ArgumentParser, init: str) -> Any:
         choices=(0, 1),
         default=1,
         help="under mpiexec: 1 (ZeRO-1) keeps 1/N of the moments on each of N processes, 0 keeps "
-        "all; the numbers are the same (default: 1)",
+        "all; the numbers are the same",
     )
     add_no_mpi(machine)
     return optimizer
@@ -177,4 +178,4 @@ def _add_intervals(group: Any) -> None:
         metavar="FILE",
         help="file of the loss plot (default: FOLDER/loss.png)",
     )
-    add_force(group)
+    add_force(group, REPLACE_RUN)

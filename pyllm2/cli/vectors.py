@@ -13,7 +13,9 @@ SUMMARY = "write golden inputs and outputs of every op, with the bound of every 
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=output, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--out", type=output, required=True, metavar="DIR", help="new folder for the files"
+    )
     parser.add_argument(
         "--format",
         choices=("npz", "safetensors", "json"),
