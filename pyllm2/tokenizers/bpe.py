@@ -21,6 +21,7 @@ from typing import Any
 NEVER = 2**62  # the level of a pair that does not merge
 SHORT = 32  # symbols: up to here the quadratic loop is faster
 LONG = 2**10  # symbols: from here on NumPy is faster
+BLOCK = 2**16  # ids at a time
 LONGEST_WORD, MOST_WORDS = 64, 2**16  # remembered: characters of a word, words
 _ESCAPED = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8
 SPACE = "\u2581"  # a space, in SentencePiece's vocabularies
@@ -99,7 +100,11 @@ def merge_in_numpy(symbols: list[str], table: Any, names: list[str], numbers: An
     if merged is None:
         return []
     others = (symbol for symbol in symbols if symbol not in numbers)
-    return [next(others) if i == unknown else names[i] for i in merged[0].tolist()]
+    out: list[str] = []
+    for start in range(0, len(merged[0]), BLOCK):  # a list of all ids would be the largest of all
+        block = merged[0][start : start + BLOCK].tolist()
+        out += [next(others) if i == unknown else names[i] for i in block]
+    return out
 
 
 class ListedMerges:
@@ -140,7 +145,7 @@ class ListedMerges:
     def _symbols(self, text: str) -> list[str]:
         """The characters that are symbols, and what stands for the others."""
         if all(c in self.id_of for c in text):
-            return list(text)
+            return _characters(text)
         out: list[str] = []
         pending = 0  # unknown characters; those whose bytes have names go in front of them
         for c in text:
@@ -216,7 +221,7 @@ class PieceMerges:
         text = as_latin1(word) if self.as_bytes else word
         if self.whole and text in self.id_of:
             return [self.id_of[text]]
-        symbols = _by_lead(text) if self.by_lead else list(text)
+        symbols = _by_lead(text) if self.by_lead else _characters(text)
         if self.unused:
             symbols = self._without_unused(symbols)
         else:
@@ -295,10 +300,16 @@ def as_latin1(word: str) -> str:
     return word.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
+def _characters(text: str) -> list[str]:
+    """The characters; equal ones are one object, so that a long word has 8 bytes for each."""
+    one = {c: c for c in set(text)}
+    return [one[c] for c in text]
+
+
 def _by_lead(text: str) -> list[str]:
     """Characters; one that is not UTF-8 has as many bytes as the first bits of it say."""
     if text.isascii() or not _ESCAPED.search(text):
-        return list(text)
+        return _characters(text)
     data = text.encode("utf-8", "surrogateescape")
     symbols, at = [], 0
     while at < len(data):

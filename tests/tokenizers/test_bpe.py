@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -85,6 +86,20 @@ def test_the_first_and_the_last_pair_merge(n: int) -> None:
         assert Words(merges).encode(["b" * n + "ab"]) == [1] * n + [2]
         assert "".join(merge("a" * n + "b", merges.level)) == "a" * n + "b"
         assert len(merge("a" * n + "b", merges.level)) == n
+
+
+def test_a_long_word_takes_little_memory() -> None:
+    """Of a character beyond Latin-1 Python makes 76 bytes each time; 8 for the list, and again."""
+    n, space = 300_000, bpe.SPACE
+    merges = PieceMerges({space + "a": 0}, {space: 1000, "a": 1001, space + "a": 1002})
+    merges.encode(space * 2000)
+    tracemalloc.start()
+    try:
+        assert merges.encode(space * n) == [1000] * n
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 60 * n
 
 
 def test_a_short_word_is_encoded_once() -> None:
