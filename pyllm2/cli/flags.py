@@ -200,7 +200,7 @@ def add_loading(parser: Any) -> None:
         "--context",
         type=numbers.positive,
         metavar="N",
-        help="context length in tokens (default: the model's, if the memory can hold it)",
+        help="context in tokens (default: all that memory can hold)",
     )
 
 
@@ -210,7 +210,7 @@ def add_sampling(parser: Any) -> None:
         type=numbers.temperature,
         default=1.0,
         metavar="T",
-        help="sampling temperature (0: always the most probable token)",
+        help="sampling temperature (0: greedy)",
     )
     parser.add_argument(
         "--top-p",

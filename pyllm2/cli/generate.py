@@ -10,12 +10,13 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from pyllm2.cli import flags, numbers
+from pyllm2.cli.generate_prompts import generate_prompts, read_prompts, result
 from pyllm2.cli.inputs import argument_bytes, read_bytes
 from pyllm2.cli.output import Output, say
 from pyllm2.errors import FormatError, UsageError, printable
 
 if TYPE_CHECKING:
-    from pyllm2.inference.generate import Generation
+    from pyllm2.inference.language_model import LanguageModel
 
 SUMMARY = "continue a prompt"
 
@@ -25,7 +26,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="file or folder of any kind (default: the story model that comes with pyllm2)",
+        help="file or folder of any kind (default: our story model)",
     )
     flags.add_loading(parser)
     prompt = parser.add_mutually_exclusive_group()
@@ -38,6 +39,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="JSON messages to reply to, as chat saves them",
     )
+    parser.add_argument("--prompts", metavar="FILE", help="continue each line of FILE, 16 at once")
     parser.add_argument("--chat", action="store_true", help="send the prompt as chat does")
     flags.add_chat_template(parser)
     flags.add_stop(parser)
@@ -66,7 +68,15 @@ def main(options: argparse.Namespace) -> int:
 
     output = Output()
     _refuse_a_prompt(options.model)
+    if options.prompts is not None:
+        if options.prompt or options.prompt_file is not None or options.messages is not None:
+            raise UsageError("--prompts: not allowed with another prompt (see generate --help)")
+        prompts = read_prompts(options.prompts)
     model = open_model(options)
+    stop = _stop(options, model)
+    if options.prompts is not None:
+        generate_prompts(options, model, prompts, stop, output)
+        return 0
     if options.prompt_file is not None:
         prompt = read_bytes(options.prompt_file)
     else:
@@ -81,11 +91,6 @@ def main(options: argparse.Namespace) -> int:
     if not start and not model.prompt_ids(start, 1):
         words = "no token begins a text of this model"
         raise UsageError(f"the prompt is empty, and {words}: --prompt TEXT")
-    stop: list[int | bytes] = list(model.stop)
-    if options.ignore_eos:  # what begins a text still ends it, as in llama2.c
-        begin, end = model.tokenizer.begin, model.tokenizer.end
-        stop = [i for i in stop if i == begin and i != end] or [-1]  # no id at all
-    stop_texts = [argument_bytes(text) for text in options.stop]
     seed = pick_seed(options)
     tokens = model.generate(
         start,
@@ -93,14 +98,14 @@ def main(options: argparse.Namespace) -> int:
         options.temperature,
         options.top_p,
         seed,
-        [*stop, *stop_texts],
+        stop,
         context_length(options, model),
         logprobs=options.json,
     )
     warm_up(model, len(tokens.prompt))
 
     if options.json:
-        output.write(json.dumps(_result(tokens, seed)).encode() + b"\n", end=True)
+        output.write(json.dumps(result(tokens, seed)).encode() + b"\n", end=True)
         return 0
     first = list(islice(tokens, 1))  # before the echo: a model that is refused prints nothing
     if not options.no_echo and messages is None:
@@ -118,6 +123,15 @@ def main(options: argparse.Namespace) -> int:
         say(f"the model ended the text at once{'; --ignore-eos goes on' if can_go_on else ''}")
     report_speed(tokens, seed)
     return 0
+
+
+def _stop(options: argparse.Namespace, model: LanguageModel) -> list[int | bytes]:
+    """The ids and texts that end a text."""
+    ids: list[int] = list(model.stop)
+    if options.ignore_eos:  # what begins a text still ends it, as in llama2.c
+        begin, end = model.tokenizer.begin, model.tokenizer.end
+        ids = [i for i in ids if i == begin and i != end] or [-1]  # no id at all
+    return [*ids, *(argument_bytes(text) for text in options.stop)]
 
 
 def _refuse_a_prompt(model: str | None) -> None:
@@ -144,23 +158,3 @@ def _messages(options: argparse.Namespace, prompt: bytes) -> list[dict[str, Any]
     if not isinstance(found, list) or not all(isinstance(message, dict) for message in found):
         raise FormatError(options.messages, "expected a JSON list of messages: role, content")
     return found
-
-
-def _result(generation: Generation, seed: int) -> dict[str, Any]:
-    """What --json prints. Bytes of the text that are no UTF-8 become U+FFFD."""
-    tokens = list(generation)
-    by = generation.stopped_by
-    return {
-        "text": b"".join(token.bytes for token in tokens).decode("utf-8", "replace"),
-        "ids": [token.id for token in tokens],
-        "logprobs": [token.logprob for token in tokens],
-        "prompt_ids": generation.prompt,
-        "finish_reason": generation.finish_reason,
-        "stopped_by": by.decode("utf-8", "replace") if isinstance(by, bytes) else by,
-        "timings": {
-            "prompt_seconds": generation.prompt_seconds,
-            "seconds": generation.seconds,
-        },
-        "backend": generation.session.backend,
-        "seed": seed,
-    }

@@ -1,10 +1,10 @@
-"""The generation loop: feed the prompt, then sample a token, yield it, feed it back."""
+"""The generation loop: feed the prompt, then choose a token, yield it, feed it back."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from pyllm2.tokenizers import Tokenizer
 
 __all__ = ["PREFILL_CHUNK", "Generation", "Token", "prefill"]
 
+Array = NDArray[np.float32]
+
 # A long prompt is fed in chunks of this many tokens: attention computes T · P scores per head.
 PREFILL_CHUNK = 256
 
@@ -25,8 +27,9 @@ class Generation(Iterator[Token]):
 
     prompt: the ids that it continues   session: where they are fed
     new_tokens: how many tokens have been made so far
-    finish_reason: None before the end, then "stop" (a stop id or text), "length" (max_new_tokens)
-    or "context" (full)   stopped_by: the stop id, or the bytes of the stop text
+    finish_reason: None before the last token is made, then "stop" (a stop id or text), "length"
+    (max_new_tokens) or "context" (full)
+    stopped_by: the stop id, or the bytes of the stop text
     prompt_seconds: time to the first token: the prompt is fed when that is asked for
     seconds: time for all the others, without what the caller does in between
     """
@@ -35,7 +38,7 @@ class Generation(Iterator[Token]):
         self,
         session: Session,
         prompt: Sequence[int],
-        choose: Callable[[NDArray[np.float32]], int],
+        choose: Callable[[Array], int],
         max_new_tokens: int,
         stop: Collection[int] = (),
         tokenizer: Tokenizer | None = None,
@@ -49,10 +52,12 @@ class Generation(Iterator[Token]):
         self.prompt_seconds = self.seconds = 0.0
         self._last = self.prompt[-1]
         self._end_of_prompt = session.pos + len(self.prompt)
-        self._logprobs = logprobs
-        self._ids = self._loop(choose, max_new_tokens, stop)
-        self._stop_text = StopText(stop_texts)
+        self._choose, self._max_new_tokens, self._stop = choose, max_new_tokens, stop
+        self._stop_text, self._logprobs = StopText(stop_texts), logprobs
         self._ready: deque[Token] = deque()  # made, and not yet asked for
+        self._failed = False
+        if max_new_tokens < 1:
+            self._end("length")
 
     def __repr__(self) -> str:
         made = f"{self.new_tokens} new tokens after {len(self.prompt)}"
@@ -60,62 +65,55 @@ class Generation(Iterator[Token]):
 
     def __next__(self) -> Token:
         while not self._ready:
-            try:
-                token = self._make()
-            except StopIteration:
-                self._ready.extend(self._stop_text.rest())
-                if not self._ready:
-                    raise
-                break
-            self._ready.extend(self._stop_text.add(token))
-            found = self._stop_text.found
-            if found is not None:
-                self._ids.close()  # the next token is a StopIteration
-                self.finish_reason, self.stopped_by = "stop", found
+            if self.finish_reason is not None or self._failed:
+                raise StopIteration
+            self.advance()
         return self._ready.popleft()
 
-    def _make(self) -> Token:
-        """The next token. Raises StopIteration."""
-        began = time.perf_counter()
+    def advance(self) -> None:
+        """Feed the prompt, or the last token, and take the logits after it."""
+        began, is_first = time.perf_counter(), self.new_tokens == 0
         try:
-            i, logprob = next(self._ids)
+            if is_first:
+                self.take(prefill(self.session, self.prompt))
+            else:
+                self.take(self.session.feed([self._last])[-1])
+        except BaseException:
+            self._failed = True
+            raise
         finally:
             elapsed = time.perf_counter() - began
-            if self.new_tokens == 0:
+            if is_first:
                 self.prompt_seconds += elapsed
             else:
                 self.seconds += elapsed
+
+    def take(self, logits: Array) -> None:
+        """Choose the next token by the logits after all others, (V,).
+
+        A stop id is neither given nor fed.
+        """
+        i = self._choose(logits)
+        if i in self._stop:
+            self._end("stop", i)
+            return
         text, tokenizer = b"", self.tokenizer
         if tokenizer is not None:
             text = tokenizer.decode_one(i, at_start=self._last == tokenizer.begin)
+        token = Token(i, text, logprob(logits, i) if self._logprobs else None)
         self._last = i
         self.new_tokens += 1
-        return Token(i, text, logprob)
+        self._ready.extend(self._stop_text.add(token))
+        if self._stop_text.found is not None:
+            self._end("stop", self._stop_text.found)
+        elif self.new_tokens == self._max_new_tokens:
+            self._end("length")
+        elif self.session.room == 0:
+            self._end("context")
 
-    def _loop(
-        self,
-        choose: Callable[[NDArray[np.float32]], int],
-        max_new_tokens: int,
-        stop: Collection[int],
-    ) -> Generator[tuple[int, float | None]]:
-        """The ids, as they are chosen, and their log-probabilities.
-
-        A stop id is neither yielded nor fed.
-        """
-        if max_new_tokens < 1:
-            self.finish_reason = "length"
-            return
-        logits = prefill(self.session, self.prompt)
-        for n in range(1, max_new_tokens + 1):
-            i = choose(logits)
-            if i in stop:
-                self.finish_reason, self.stopped_by = "stop", i
-                return
-            yield i, logprob(logits, i) if self._logprobs else None
-            if self.session.room == 0 or n == max_new_tokens:
-                self.finish_reason = "length" if n == max_new_tokens else "context"
-                return
-            logits = self.session.feed([i])[-1]
+    def _end(self, reason: str, by: int | bytes | None = None) -> None:
+        self.finish_reason, self.stopped_by = reason, by
+        self._ready.extend(self._stop_text.rest())
 
     @property
     def unfed(self) -> list[int]:
@@ -124,14 +122,14 @@ class Generation(Iterator[Token]):
         return [self._last] if self.new_tokens > max(0, fed) else []
 
 
-def logprob(logits: NDArray[np.float32], i: int) -> float:
+def logprob(logits: Array, i: int) -> float:
     """log softmax(logits)[i], in float64. logits: (V,)"""
     x = logits.astype(np.float64)
     x -= x.max()
     return float(x[i] - np.log(np.exp(x).sum()))
 
 
-def prefill(session: Session, ids: Sequence[int]) -> NDArray[np.float32]:
+def prefill(session: Session, ids: Sequence[int]) -> Array:
     """Feed a prompt; the logits after its last token, (V,)."""
     logits = None
     for start in range(0, len(ids), PREFILL_CHUNK):

@@ -33,6 +33,10 @@ class Decoder(Protocol):
         self, tokens: NDArray[np.integer], pos: int, cache: Any, last_only: bool = False
     ) -> Array: ...
 
+    def forward_each(
+        self, tokens: NDArray[np.integer], positions: Sequence[int], caches: Sequence[Any]
+    ) -> Array: ...
+
     def where_not_finite(
         self, tokens: NDArray[np.integer], pos: int, cache: Any
     ) -> tuple[int, str] | None: ...
@@ -74,10 +78,8 @@ class Session:
         Raises TokenizerError for an id outside the vocabulary or not an integer, ContextError for
         too many ids.
         """
-        ids, V = token_ids(ids), self.model.config.vocab_size
-        for i in ids:
-            if not 0 <= i < V:
-                raise TokenizerError(f"token id {i}: the model has ids 0 to {V - 1}")
+        ids = token_ids(ids)
+        check_ids(ids, self.model.config.vocab_size)
         if len(ids) > self.room:
             raise ContextError(
                 f"{len(ids)} tokens at position {self.pos}: the cache holds {self.positions}"
@@ -107,6 +109,10 @@ class Session:
         self.pos = pos
         del self.ids[pos:]
 
+    def close(self) -> None:
+        """Give the memory of the cache back. Nothing can be fed any more: there is no room."""
+        self.cache, self.positions = None, self.pos
+
     def shared(self, ids: Sequence[int]) -> int:
         """How many ids at the beginning are those that have been fed."""
         pairs = zip(ids, self.ids, strict=False)
@@ -123,3 +129,29 @@ class Session:
             f"{printable(self.path)}: non-finite logits at position {self.pos + row} "
             f"({place}), backend {self.backend}"
         )
+
+
+def check_ids(ids: Iterable[int], V: int) -> None:
+    """Raise TokenizerError for an id outside a vocabulary of V."""
+    for i in ids:
+        if not 0 <= i < V:
+            raise TokenizerError(f"token id {i}: the model has ids 0 to {V - 1}")
+
+
+def feed_each(sessions: Sequence[Session], ids: Sequence[int]) -> Array:
+    """Feed one id to each of several sessions of one model; the logits after it, (K, V).
+
+    Each has the bits that it has alone. Raises what `Session.feed` raises; then none is fed.
+    """
+    for session, i in zip(sessions, ids, strict=True):
+        session.check([i])
+    tokens = np.array(ids, dtype=np.int64)
+    positions, caches = [s.pos for s in sessions], [s.cache for s in sessions]
+    logits = sessions[0].model.forward_each(tokens, positions, caches)
+    for k, session in enumerate(sessions):
+        if not np.isfinite(logits[k]).all():
+            session._refuse(tokens[k : k + 1], logits[k : k + 1])
+    for session, i in zip(sessions, ids, strict=True):
+        session.pos += 1
+        session.ids.append(i)
+    return logits
