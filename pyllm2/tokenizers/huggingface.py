@@ -51,7 +51,7 @@ def from_document(document: dict[str, Any], name: str) -> PipelineTokenizer:
         shrinks=bool(normalize) or any(t.lstrip or t.rstrip for t in added),
     )
     texts = {i: token for token, i in model.vocab.items()}
-    texts |= {token.id: token.content for token in added}
+    texts |= {t.id: _all(normalize if t.normalized else [], t.content) for t in added}
     front, back = _template(document.get("post_processor"), name, "post_processor")
     for i in (*front, *back):
         if i not in texts:

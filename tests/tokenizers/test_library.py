@@ -174,3 +174,31 @@ def test_a_pickled_tokenizer_is_the_same(document: dict[str, Any], text: str) ->
         again = pickle.loads(pickle.dumps(tokenizer))
         assert again.encode_prompt(text) == tokenizer.encode_prompt(text)
         assert (again.pieces, again.specials) == (tokenizer.pieces, tokenizer.specials)
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_token_of_normalised_text_keeps_the_space_that_it_took(special: bool) -> None:
+    """Its text is the normalised content, here with the prefix: so the space comes back."""
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}
+    model: dict[str, Any] = dict.fromkeys("dropout unk_token continuing_subword_prefix".split())
+    model |= {"type": "BPE", "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False}
+    document = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "pre_tokenizer": None,
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"type": "Prepend", "prepend": SPACE}, replace],
+        },
+        "decoder": {"type": "Sequence", "decoders": [back, {"type": "Fuse"}]},
+        "post_processor": None,
+        "added_tokens": [{"id": 2, "content": "<s>", "special": special, **flags}],
+        "model": {**model, "vocab": {SPACE: 0, "a": 1}, "merges": []},
+    }
+    ours, theirs = opened(document)
+    ids = theirs.encode("a <s>", add_special_tokens=False).ids
+    assert ours.encode("a <s>") == ids == [0, 1, 2]
+    assert ours.decode(ids).decode() == theirs.decode(ids, skip_special_tokens=False) == " a <s>"
