@@ -72,6 +72,7 @@ class Setup:
     plan: Plan
     identity: dict[str, Any]
     bytes_per_token: float | None  # of the validation data; None without a tokenizer
+    begun: Checkpoint | None  # on rank 0: the run of llm.c to go on with
 
 
 def main(options: argparse.Namespace, processes: Processes, locked: bool = False) -> int:
@@ -93,7 +94,7 @@ def main(options: argparse.Namespace, processes: Processes, locked: bool = False
         if options.resume:
             _resume(trainer, folder, options.other_engine, longer=bool(options.extend))
         elif _is_llmc_run(options):
-            _go_on_from_llmc(options.init, trainer, setup.model)
+            _go_on_from_llmc(options.init, trainer, setup.begun)
         if processes.rank == 0:
             remember(asked)
             if setup.tokenizer is not None:  # so that a checkpoint can be tried at once
@@ -207,7 +208,10 @@ def _prepare(options: argparse.Namespace, processes: Processes) -> Setup:
     model = _model(options, family, config, machine)
     size = bytes_per_token(tokenizer, validation_data.shards[0]) if tokenizer else None
     data = train_data, validation_data
-    return Setup(family, tokenizer, model, *data, recipe, plan, identity, size)
+    begun = None
+    if _is_llmc_run(options) and not options.resume and processes.rank == 0:
+        begun = _read_llmc_run(options.init, model, recipe.steps)
+    return Setup(family, tokenizer, model, *data, recipe, plan, identity, size, begun)
 
 
 def _tokenizer(options: argparse.Namespace) -> Any:
@@ -387,19 +391,18 @@ def _resume(
     say(f"resumed from {newest}")
 
 
-def _go_on_from_llmc(init: str, trainer: Trainer, model: Any) -> None:
-    """Go on where the newest checkpoint of llm.c in a folder was written, on all ranks."""
+def _read_llmc_run(init: str, model: Any, steps: int) -> Checkpoint:
+    """The newest checkpoint of llm.c in a folder. Raises FileError, FormatError."""
+    found = llmc_run.read_run(init, model.params.shapes, model.params.flat.copy)
+    if found.step > steps:
+        raise FileError(init, f"step {found.step} is beyond the run's {steps}")
+    return found
 
-    def read() -> Checkpoint | None:
-        if trainer.processes.rank > 0:
-            return None
-        found = llmc_run.read_run(init, model.params.shapes, model.params.flat.copy)
-        if found.step > trainer.recipe.steps:
-            raise FileError(init, f"step {found.step} is beyond the run's {trainer.recipe.steps}")
-        return found
 
+def _go_on_from_llmc(init: str, trainer: Trainer, begun: Checkpoint | None) -> None:
+    """Go on where llm.c's checkpoint was written, on all ranks. begun: on rank 0"""
     try:
-        trainer.restore(trainer.processes.together(read))
+        trainer.restore(begun)
     except ConfigError as error:
         hint = "--batch, --context and --train must be those of llm.c's run"
         raise FormatError(llmc_run.state_file(init, 0), f"{error}: {hint}") from None

@@ -167,6 +167,7 @@ def test_a_run_of_llm_c_goes_on(tmp_path: Path) -> None:
 
     outcome = in_process((*argv, "--out", "third", "--steps", "4"), tmp_path)
     assert outcome.err.decode().endswith("llmc: step 5 is beyond the run's 4\n")
+    assert not (tmp_path / "third").exists()
     outcome = in_process((*argv, "--out", "third", "--batch", "1"), tmp_path)
     assert outcome.code == 1
     assert b"must be those of llm.c's run" in outcome.err
