@@ -78,9 +78,15 @@ def copy(own: Any, out: int, x: int, x_row: int, rows: int) -> None:
         at(out + 4 * width * r, width)[:] = at(x + r * x_row, width)
 
 
-def dot(own: Any, out: int, out_stride: int, w: int, w_stride: int, x: int, n: int) -> None:
-    for k in range(own["rows"]):
-        at(out + k * out_stride, 1)[0] = at(w + k * w_stride, n) @ at(x, n)
+def dots(own: Any, out: int, out_stride: int, w: int, w_stride: int, x: int, n: int) -> None:
+    for r in range(own["rows"]):
+        at(out + r * out_stride, 1)[0] = at(w + r * w_stride, n) @ at(x, n)
+
+
+def products(own: Any, out: int, out_stride: int, out_column: int, *rest: int) -> None:
+    w, w_stride, x, n, columns = rest
+    for k in range(columns):
+        dots(own, out + k * out_column, out_stride, w, w_stride, x + 4 * k * n, n)
 
 
 def dot16(own: Any, out: int, keys: int, q: int, hs: int, blocks: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_the_memory_of_the_parameters_is_required(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(NotEnoughMemoryError, match="for the parameters"):
         build(CONFIG, engine, unread)
     monkeypatch.setattr(memory, "limit", lambda: 4 * llama.parameters(False))
-    llama2.build(llama, engine, other.read, shared_classifier=False)
+    llama2.build(other, engine)
     monkeypatch.setattr(memory, "limit", lambda: 4 * llama.parameters(False) - 1)
     with pytest.raises(NotEnoughMemoryError, match="for the parameters"):
-        llama2.build(llama, engine, unread, shared_classifier=False)
+        llama2.build(replace(other, read=unread), engine)

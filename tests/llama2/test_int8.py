@@ -371,6 +371,6 @@ def test_a_missing_input_is_refused_even_if_the_output_exists(
     """One line, and the existing output is unchanged."""
     (tmp_path / "out.bin").write_bytes(b"old")
     argv = ["export", str(tmp_path / "no.bin"), str(tmp_path / "out.bin"), "--format", "v1"]
-    assert main(argv) == 1
+    assert main([*argv, "--force"]) == 1
     assert capsys.readouterr().err.endswith("no.bin: no such file or directory\n")
     assert (tmp_path / "out.bin").read_bytes() == b"old"

@@ -277,7 +277,7 @@ def test_the_command_prints_a_table_or_writes_a_file(tmp_path: Path) -> None:
     assert outcome.code == 0
     assert len(outcome.out.decode().splitlines()) == 16
     assert b"3 tokens: the trace will hold 28.8 kB of results\n" in outcome.err
-    for words in (["--new-tokens", "2"], ["--backward"]):
+    for words in (["--new-tokens", "2"], ["--backward", "--force"]):
         outcome = in_process(
             ["trace", "--prompt", "One day", *NUMPY, *words, "--out", "t.npz"], tmp_path
         )
