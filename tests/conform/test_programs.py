@@ -95,6 +95,19 @@ def test_a_port_in_float64_passes(tmp_path: Path) -> None:
     assert not not_passing(checked(adapter, tmp_path, only=only))
 
 
+def test_a_program_that_is_slow_on_the_bundled_model_does_not_hang(
+    ours: Path, tmp_path: Path
+) -> None:
+    """Every model before has some hundred weights: the time says nothing about this one."""
+    program = tmp_path / "slow"
+    slow = f'[ $(wc -c < "$1") -gt 1000000 ] && sleep 5\nexec {ours} "$@"\n'
+    program.write_text("#!/bin/sh\n" + slow)
+    program.chmod(0o755)
+    adapter = Adapter((str(program),), limits=child.Limits(2.0, 2**28))
+    (result,) = checked(adapter, tmp_path, only=("stories",))
+    assert (result.status, "see --timeout" in result.why) == (NOT_TESTED, True)
+
+
 @pytest.mark.parametrize("backend", able())
 def test_pyllm2_run_passes(backend: str, tmp_path: Path) -> None:
     """Every backend, on the properties that a backend can break."""
