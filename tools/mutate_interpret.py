@@ -89,6 +89,23 @@ def products(own: Any, out: int, out_stride: int, out_column: int, *rest: int) -
         dots(own, out + k * out_column, out_stride, w, w_stride, x + 4 * k * n, n)
 
 
+def expand(own: Any, out: int, w: int, blocks: int) -> None:
+    from pyllm2.formats.gguf_blocks import TYPES
+
+    kind = TYPES[own["kind"]]
+    kind.expand(at(w, blocks * kind.nbytes, ctypes.c_uint8), at(out, blocks * kind.numbers))
+
+
+def dot4(own: Any, out: int, out_stride: int, w: int, w_stride: int, x: int, blocks: int) -> None:
+    from pyllm2.formats.gguf_blocks import TYPES
+
+    n = blocks * TYPES[own["kind"]].numbers
+    row = np.empty(n, F32)
+    for r in range(4):
+        expand(own, row.ctypes.data, w + r * w_stride, blocks)
+        at(out + r * out_stride, 1)[0] = row @ at(x, n)
+
+
 def dot16(own: Any, out: int, keys: int, q: int, hs: int, blocks: int) -> None:
     found = at(q, hs) @ at(keys, blocks * hs * 16).reshape(blocks, hs, 16)
     at(out, blocks * 16)[:] = found.ravel()

@@ -193,7 +193,6 @@ def add_loading(parser: Any) -> None:
     parser.add_argument(
         "--unpack",
         action="store_true",
-        default=None,
         help="expand quantised weights of GGUF to float32",
     )
     parser.add_argument(

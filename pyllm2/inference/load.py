@@ -27,7 +27,7 @@ def load(
     lenient: bool = False,
     threads: int | None = None,
     download: bool = False,
-    unpack: bool | None = None,
+    unpack: bool = False,
 ) -> LanguageModel:
     """Open a model: a folder of Hugging Face or Meta, or a file, whose content tells what it is:
     GGUF, or a checkpoint of llama2.c (Llama-2) or llm.c (GPT-2).
@@ -48,8 +48,7 @@ def load(
     threads: see `pyllm2.backends.ops`.
     download: fetch a model by its name `org/model` from the internet if the cache has it not.
     unpack: expand the quantised matrices of a Llama-2 in GGUF to float32, once, while they are read
-    (False: they stay as they are in the file and are expanded where they are used. None: only the
-    backend `numba` expands them, because it has no fused products yet).
+    (False: they stay as they are in the file and are expanded where they are used).
 
     Raises FileError or FormatError naming the file, the field, what was found and expected;
     BackendError.
@@ -67,7 +66,7 @@ def load_llama2(
     memory_map: bool = False,
     lenient: bool = False,
     threads: int | None = None,
-    unpack: bool | None = None,
+    unpack: bool = False,
 ) -> LanguageModel:
     """`load` for Llama-2 only: a file of another kind is refused."""
     return _load(path, "llama2", tokenizer, backend, memory_map, lenient, threads, unpack)
@@ -81,7 +80,7 @@ def _load(
     memory_map: bool,
     lenient: bool,
     threads: int | None,
-    unpack: bool | None,
+    unpack: bool,
 ) -> LanguageModel:
     """Open the file, recognise its family, read the model; then open the tokenizer."""
     name, path = backend or backends.default(), os.fsdecode(path)
@@ -104,9 +103,7 @@ def _load(
         if tokenizer is None or callable(tokenizer):
             own = container.tokenizer()
             own = own and fitted(own, container.streamed.config.vocab_size, printable(path))
-        model = container.model(
-            engine_of(container.family), name == "numba" if unpack is None else unpack
-        )
+        model = container.model(engine_of(container.family), unpack)
     for note in notes:
         warnings.warn(note, PyLLM2Warning, stacklevel=3)
     if own is not None:

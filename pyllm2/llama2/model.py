@@ -110,9 +110,6 @@ class Llama2:
     def __init__(self, config: Llama2Config, weights: Weights, engine: Engine) -> None:
         self.config, self.weights = config, weights
         self.engine, self.ops = engine, engine.ops
-        held = vars(weights).values()
-        in_blocks = any(isinstance(array, Packed | PackedLayers) for array in held)
-        self._composed = in_blocks and engine.name == "numba"  # whose pass has no such products
         if isinstance(weights.wq, Quantized):
             for name, value in config.beyond_run_c.items():
                 raise ConfigError(name, value, "int8 models have what runq.c has, and no more")
@@ -155,7 +152,7 @@ class Llama2:
         ->   logits after each token, (T, V); with `last_only` after the last one, (1, V)
         """
         cache.prepare(pos, pos + len(tokens))
-        if self.engine.forward is not None and not self._composed:
+        if self.engine.forward is not None:
             return self.engine.forward(self, tokens, pos, cache, last_only)
         ops = self.ops
         with np.errstate(all="ignore"):  # non-finite logits are for the caller to find
@@ -183,7 +180,7 @@ class Llama2:
         """
         for pos, cache in zip(positions, caches, strict=True):
             cache.prepare(pos, pos + 1)
-        if self.engine.forward_each is not None and not self._composed:
+        if self.engine.forward_each is not None:
             return self.engine.forward_each(self, tokens, positions, caches)
         each = zip(tokens, positions, caches, strict=True)
         return np.concatenate([self.forward(np.array([i]), pos, cache) for i, pos, cache in each])

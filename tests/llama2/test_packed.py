@@ -54,8 +54,9 @@ def test_logits_are_those_of_the_dequantised_model(backend: str, data: st.DataOb
 
 @few()
 @given(data=st.data())
-@pytest.mark.parametrize("backend", [n for n in AVAILABLE if "-" in n or n == "numpy"])
+@pytest.mark.parametrize("backend", [n for n in AVAILABLE if n != "c"])
 def test_logits_have_the_bits_of_the_dequantised_model(backend: str, data: st.DataObject) -> None:
+    """`numba` too, up to 32 tokens at once: it multiplies the same floats in the same order."""
     model, tokens, cut = drawn(data)
     model = on(model, backend)
     assert np.array_equal(fed(model, tokens, cut), fed(model.unpacked(), tokens, cut))

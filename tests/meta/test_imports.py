@@ -26,7 +26,7 @@ RULES = """
     llama2.ops                             <- formats.gguf_blocks
     gpt2.ops training.ops                  <-
     *.ops_numba *.ops_c                    <- compiling
-    fast*                                  <- compiling parameters @
+    fast*                                  <- compiling parameters formats.gguf_blocks @
     backends                               <- errors compiling fast *.ops *.ops_numba *.ops_c
     llama2* gpt2*                          <- errors formats memory mersenne parameters backends @
     tokenizers*                            <- errors formats @

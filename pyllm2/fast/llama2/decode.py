@@ -110,7 +110,11 @@ class Slot(IntEnum):
     WINDOWS = 31  # (L,) int64
     Q_NORM = 32  # (L, hs)
     K_NORM = 33  # (L, hs)
-    # matrices: the first layer of each
+    # of matrices in blocks: a buffer of each thread
+    EXPANDED = 34  # four rows of a matrix, expanded, then an input for each column
+    EXPANDED_STRIDE = 35  # from one thread's to the next, in bytes
+    EXPANDED_INPUTS = 36  # from the rows to the inputs, in bytes
+    # matrices: the first layer of each; of those in blocks, the table of all layers
     WQ = 40
     WK = 41
     WV = 42
@@ -181,6 +185,12 @@ def _product(at, out, width, matrix, layer, x, columns, n, begin, end):
             products4(out + 4 * i, far, 4 * width, w + i * row, quarter * row, x, n, columns)
         for i in range(rest, end):
             products1(out + 4 * i, 0, 4 * width, w + i * row, 0, x, n, columns)
+    add_bias(at, out, width, matrix, layer, columns, begin, end)
+
+
+@device()
+def add_bias(at, out, width, matrix, layer, columns, begin, end):
+    """Add the bias of a layer's matrix, if it has one, to rows begin … end - 1 of each column."""
     if at[matrix + Of.BIAS]:
         bias = at[matrix + Of.BIAS] + layer * at[matrix + Of.BIAS_LAYER] + 4 * begin
         for k in range(columns):
@@ -296,7 +306,7 @@ def _attend_all(at, columns, layer, h0, h1, scores):
             _attend(out, q, blocks, v, 4 * nkv * hs, first, seen, hs, scores)
 
 
-def _make_worker(operand, product):
+def make_worker(operand, product):
     """The worker for float32 or int8 weights."""
 
     @device()
@@ -378,8 +388,8 @@ def _stream(at, layer, k):
     return at[Slot.X] + 4 * k * c
 
 
-_worker = _make_worker(_operand, _product)
-_worker_q8 = _make_worker(_operand_q8, _product_q8)
+_worker = make_worker(_operand, _product)
+_worker_q8 = make_worker(_operand_q8, _product_q8)
 
 
 @kernel(parallel=True)

@@ -21,11 +21,12 @@ from pyllm2.compiling import numba_build
 from pyllm2.compiling.pace import Pace
 from pyllm2.compiling.processors import processors
 from pyllm2.fast.gemm import aligned_zeros
-from pyllm2.fast.llama2 import decode
+from pyllm2.fast.llama2 import decode, decode_packed
 from pyllm2.fast.llama2.decode import COLUMNS, Column, Of, Slot
 from pyllm2.fast.llama2.training import Buffers, backward, forward
 from pyllm2.fast.training_step import TrainingStep
-from pyllm2.parameters import Quantized
+from pyllm2.formats.gguf_blocks import TYPES
+from pyllm2.parameters import Packed, PackedLayers, Quantized
 
 Array = NDArray[np.float32]
 
@@ -110,6 +111,7 @@ class Decoding:
         return lambda: Step(model, positions, pace)
 
 
+PANEL = 2**18  # numbers of a matrix in blocks that are expanded at once
 _PROMPT_KERNELS = ("rmsnorm", "swiglu", "attention", "quantize", "matmul_q8")
 
 
@@ -128,9 +130,32 @@ class _PromptOps:
     def matmul(x: Array, w: Array, b: Array | None = None) -> Array:
         return x @ w.T if b is None else x @ w.T + b
 
+    def dequantize_packed(self, w: Any, kind: int) -> Array:
+        if numba_build.forked:
+            expanded: Array = self._plain.dequantize_packed(w, kind)
+            return expanded
+        block = TYPES[kind]
+        out = np.empty((len(w), w.shape[1] // block.nbytes * block.numbers), np.float32)
+        decode_packed.prompt_dequantize_packed(out, w, kind)
+        return out
+
+    def matmul_packed(self, x: Array, w: Any, kind: int, b: Array | None = None) -> Array:
+        """Rows of w are expanded a panel at a time, which is still in the cache for the product."""
+        out, step = np.empty((len(x), len(w)), np.float32), max(1, PANEL // x.shape[1])
+        for first in range(0, len(w), step):
+            rows = slice(first, first + step)
+            panel = self.dequantize_packed(w[rows], kind)
+            np.matmul(x, panel.T, out=out[:, rows])
+        return out if b is None else out + b
+
     @staticmethod
     def residual(x: Array, y: Array) -> Array:
         return x + y
+
+
+def _is_packed(weights: Any) -> bool:
+    """Whether some matrices are in blocks."""
+    return any(isinstance(a, Packed | PackedLayers) for a in vars(weights).values())
 
 
 class Conversation:
@@ -189,13 +214,18 @@ class Step:
         self._pace = cache(pace)
         most = pace(COLUMNS).most
         self.alone = most == 1  # whether one thread does everything
-        self._kernel = decode.step_q8 if isinstance(w.wq, Quantized) else decode.step
+        packed = _is_packed(w)
+        self._kernel = decode_packed.step_packed if packed else decode.step
+        if isinstance(w.wq, Quantized):
+            self._kernel = decode.step_q8
         group_size = w.wq.group_size if isinstance(w.wq, Quantized) else 0
         inputs = -(-(positions + 32) // 16) * 16  # floats of a thread's scores, whole cache lines
         scratch = inputs + -(-COLUMNS * C // 16) * 16
         # A quantised input: values, then scales, each on their own cache lines.
         int8_scales = -(-max(C, F, Q) // 64) * 64 if group_size else 0
         int8_stride = int8_scales + (-(-int8_scales // (16 * group_size)) * 64 if group_size else 0)
+        # Four expanded rows of a matrix in blocks, then the inputs.
+        expanded = -(-max(C, F, Q) // 16) * 16 if packed else 0
 
         self._at = np.zeros(decode.N_SLOTS, np.int64)
         self._arrays: list[NDArray[Any]] = []  # keeps everything that the addresses point to
@@ -216,8 +246,16 @@ class Step:
         beyond = {
             Slot.EPSILON: np.array([config.norm_epsilon], np.float32),
             Slot.WINDOWS: windows,
-            Slot.EMBEDDING: w.token_embedding,
         }
+        # An embedding in blocks: `__call__` expands the row of each column's token.
+        self._packed_table: Packed | None = None
+        self._expanded_rows = np.empty((0, C), np.float32)
+        if isinstance(w.token_embedding, Packed):
+            self._packed_table = w.token_embedding
+            self._expanded_rows = aligned_zeros(COLUMNS * C, np.float32).reshape(COLUMNS, C)
+            beyond[Slot.EMBEDDING] = self._expanded_rows
+        else:
+            beyond[Slot.EMBEDDING] = w.token_embedding
         for slot, array in (norms | beyond).items():
             self._place(slot, np.ascontiguousarray(array))
 
@@ -229,20 +267,24 @@ class Step:
         self._logits = self._arrays[-1].reshape(COLUMNS, V)
         self._place(Slot.SCRATCH, aligned_zeros(scratch * most, np.float32))
         self._place(Slot.INT8, aligned_zeros(int8_stride * COLUMNS * most, np.int8))
+        self._place(Slot.EXPANDED, aligned_zeros((4 + COLUMNS) * expanded * most, np.float32))
+        self._at[Slot.EXPANDED_STRIDE] = 4 * (4 + COLUMNS) * expanded
+        self._at[Slot.EXPANDED_INPUTS] = 16 * expanded
         self._counters = self._place(Slot.COUNTERS, aligned_zeros(64, np.int64))
         table = self._place(Slot.TABLE, np.zeros(COLUMNS * decode.N_FIELDS, np.int64))
         self._table = table.data  # quicker than an array for single numbers
         self._known = [-1] * COLUMNS  # serial numbers of those whose fields are in the table
 
+        place_matrix = self._place_packed if packed else self._place_matrix
         for name in "wq wk wv wo w1 w2 w3".split():
             slot = Slot[name.upper()]
-            self._place_matrix(slot, getattr(w, name), group_size)
+            place_matrix(slot, getattr(w, name), group_size)
             bias = getattr(w, f"b{name[1]}")
             if bias is not None:
                 bias = self._place(slot + Of.BIAS, np.ascontiguousarray(bias, np.float32))
                 self._at[slot + Of.BIAS_LAYER] = bias.strides[0]
         classifier = w.token_embedding if w.classifier is None else w.classifier
-        self._place_matrix(Slot.CLASSIFIER, classifier, group_size)
+        place_matrix(Slot.CLASSIFIER, classifier, group_size)
 
     def _place(self, slot: int, array: NDArray[Any]) -> NDArray[Any]:
         """Keep an array and store its address; returns the array."""
@@ -261,6 +303,19 @@ class Step:
             scales = np.ascontiguousarray(matrix.scales, np.float32)
             self._at[slot + Of.SCALES_LAYER] = self._place(slot + Of.SCALES, scales).strides[0]
 
+    def _place_packed(self, slot: Slot, matrix: Any, _: int) -> None:
+        """Store the address of a table of each layer's matrix: address and kind."""
+        if isinstance(matrix, Packed):
+            layers = [(np.ascontiguousarray(matrix.rows), matrix.kind)]
+        elif isinstance(matrix, PackedLayers):
+            layers = [(matrix.rows(n), int(kind)) for n, kind in enumerate(matrix.kinds)]
+        else:
+            stack = matrix if matrix.ndim == 3 else matrix[None]
+            layers = [(np.ascontiguousarray(one, np.float32), 0) for one in stack]
+        self._arrays += [rows for rows, _ in layers]
+        table = [(rows.__array_interface__["data"][0], kind) for rows, kind in layers]
+        self._place(slot, np.array(table, np.int64))
+
     def __call__(self, columns: Sequence[tuple[int, int, Conversation]], first: int = 0) -> Array:
         """Feed at most COLUMNS tokens: token, position, conversation.
 
@@ -274,6 +329,10 @@ class Step:
                 for field, value in conversation.fields.items():
                     self._table[row + field] = value
                 self._known[k] = conversation.serial
+            if self._packed_table is not None:
+                kind = TYPES[self._packed_table.kind]
+                kind.expand(self._packed_table.rows[token], self._expanded_rows[k])
+                token = k
             self._table[row] = token  # Column.TOKEN
             self._table[row + 1] = pos  # Column.POS
             conversation.feed(pos)
