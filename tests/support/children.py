@@ -1,4 +1,4 @@
-"""Use loaded models in child processes: `python -m tests.support.children BACKEND...`.
+"""Use loaded models in child processes: `python -m tests.support.children WAYS BACKEND...`.
 
 The parent uses each model before the children are made. Every child answers with what the models
 give there. A line of JSON for each way to make children says what differs from the parent.
@@ -152,6 +152,7 @@ def differences(way: str, expected: dict[Key, Answer]) -> list[str]:
 
 
 if __name__ == "__main__":
-    parent = {(n, family): answer((n, family)) for n in sys.argv[1:] for family in FAMILIES}
-    for way in WAYS:
+    _, ways, *names = sys.argv
+    parent = {(n, family): answer((n, family)) for n in names for family in FAMILIES}
+    for way in ways.split(","):
         print(json.dumps([way, differences(way, parent)]), flush=True)
