@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ T = TypeVar("T")
 
 MOST_NAMED = 16  # ranks in a line
 BUG = 70  # exit code
+FORWARDED = 0.5  # seconds: MPICH's launcher drops what it has not read when a rank aborts
 
 log = logging.getLogger("pyllm2")
 
@@ -209,6 +211,7 @@ class Ranks:
                 "all ranks are stopped\n"
             )
             sys.stderr.flush()
+            time.sleep(FORWARDED)
             self.communicator.Abort(code)
             os._exit(code)  # where Abort returns before the launcher has ended this rank
 

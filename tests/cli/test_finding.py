@@ -45,7 +45,7 @@ def test_every_page_has_an_example(words: tuple[str, ...]) -> None:
         ("genrate", "COMMAND: invalid choice: 'genrate'; did you mean generate?", ""),
         (
             "generate --promt",
-            "unrecognized arguments: --promt; did you mean --prompt or --prompt-file?",
+            "unrecognized arguments: --promt; did you mean --prompt or --prompts?",
             "generate ",
         ),
         (
